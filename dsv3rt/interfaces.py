@@ -1,0 +1,239 @@
+"""What a plugin's builders receive and what the modules they return must satisfy.
+
+Shape legend: B sequences, T new tokens of each, N = B*T tokens, D hidden, K chosen experts, S cache capacity, V vocabulary.
+Tensors that carry activations have the plan's compute dtype (float32 on CPU, bfloat16 on CUDA unless asked otherwise).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from dsv3rt.config import ModelConfig
+
+Cache = tuple[Tensor, ...]
+"""One layer's cache: tensors [B, S, ...], token position along dim 1. Its owner alone knows what the rest means."""
+
+Options = Mapping[str, str]
+"""What the user wrote after the slot's name: `--routing NAME:key=value` gives {"key": "value"}."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a module is being built. Given to every builder; building happens on the meta device."""
+
+    config: ModelConfig
+    layer: int
+    """Official layer index; MTP module d sits at num_hidden_layers + d."""
+    prefix: str
+    """Official name of the module, e.g. "model.layers.3.self_attn": its parameters' names continue it."""
+    quantization: Quantization
+    """Makes every matrix."""
+    dtype: torch.dtype
+    """Activations' dtype."""
+    cache_dtype: torch.dtype
+    device: torch.device
+    """Where the weights will be (building itself happens on meta)."""
+    options: Options = field(default_factory=dict)
+
+
+class TensorSource(Protocol):
+    """A checkpoint as a plugin sees it: tensors by official name, straight from the memory-mapped files."""
+
+    def names(self) -> Sequence[str]: ...
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def get(self, name: str, *, shape: Sequence[int] | None = None) -> Tensor:
+        """The tensor as it lies in the file: stored dtype, CPU, zero-copy (possibly unaligned: do not write to it).
+
+        Marks `name` as consumed. Raises CheckpointError when it is missing or `shape` differs.
+        """
+        ...
+
+
+@runtime_checkable
+class LoadsItself(Protocol):
+    """A module that reads its own tensors. Every other module gets each parameter and persistent buffer by its name."""
+
+    def load_tensors(self, source: TensorSource, prefix: str, device: torch.device) -> None:
+        """Take `prefix + ".weight"` and so on from `source`; afterwards nothing of this module is on meta."""
+        ...
+
+
+class Attention(Protocol):
+    """Slot `attention`: an nn.Module that owns its cache layout."""
+
+    cache_bytes_per_token: int
+    """Bytes one token takes in this layer's cache."""
+
+    def make_cache(self, batch: int, capacity: int, device: torch.device) -> Cache:
+        """Room for `capacity` tokens of `batch` sequences. Memory must be touched only when written."""
+        ...
+
+    def __call__(self, x_BTD: Tensor, positions_BT: Tensor, cache: Cache | None) -> Tensor:
+        """Attend from T new tokens, which sit at consecutive `positions_BT` (int64) of each sequence, to all before.
+
+        Writes the new tokens into `cache` in place at their positions, then reads positions 0..position. T tokens at
+        once give the same result as T single steps. Positions past the newest may hold stale data: never read them.
+        With `cache` None (training, and checks) the T tokens are the whole sequence. Returns [B, T, D].
+        """
+        ...
+
+
+class Router(Protocol):
+    """Slot `routing`: an nn.Module; its parameters are named `weight`, `e_score_correction_bias` as in the checkpoint."""
+
+    def __call__(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """Choose experts. Returns (weights_NK float32, ids_NK int64), ids unique per token; no data-dependent Python."""
+        ...
+
+
+class Experts(Protocol):
+    """A layer's routed experts, made by the quantization slot. y = sum_k weights[:, k] * FFN_{ids[:, k]}(x)."""
+
+    def __call__(self, x_ND: Tensor, weights_NK: Tensor, ids_NK: Tensor) -> Tensor: ...
+
+
+class Quantization(Protocol):
+    """Slot `quantization`: owns storage format, kernels, and the reading of its tensors from the checkpoint.
+
+    A token's row of any product must not depend, bitwise, on which other rows are computed with it as long as at most
+    16 rows are computed at once: speculation relies on it.
+    """
+
+    name: str
+
+    def linear(self, in_features: int, out_features: int, *, prefix: str, bias: bool = False) -> nn.Module:
+        """y = x W^T (+ b), for x [..., in_features] in the compute dtype. `prefix` is the official name of the matrix."""
+        ...
+
+    def experts(self, num_experts: int, hidden: int, intermediate: int, *, prefix: str) -> nn.Module:
+        """The experts `prefix + ".{e}.gate_proj"` and so on; see `Experts`."""
+        ...
+
+    def weight_bytes(self, in_features: int, out_features: int, *, prefix: str) -> int:
+        """Bytes this matrix occupies in memory (and is read per token), scales included."""
+        ...
+
+    def describe(self, device: torch.device) -> str:
+        """Which kernels will run on `device`, in a few words; says so when it is a slower fallback."""
+        ...
+
+
+@dataclass(frozen=True)
+class Drafts:
+    """What a head proposes to follow the newest token."""
+
+    token_ids: Tensor
+    """int64 [k], k may be less than was asked for, or 0."""
+    probs_kV: Tensor | None = None
+    """float32 [k, V]: the distribution each draft was drawn from; None means it was certain (a point mass)."""
+
+
+DraftSampler = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+"""Logits [V] of one draft position -> (token id, int64 scalar tensor; probabilities [V], or None when greedy)."""
+
+
+class DraftSession(Protocol):
+    """A head's state for one conversation (its own caches). Positions are those of the main model."""
+
+    def observe(self, token_ids: Sequence[int], hidden_TD: Tensor, position: int) -> None:
+        """The main model has settled on tokens: `hidden_TD[i]` is its last hidden state (after the final norm's input,
+        see `Decoder.forward`) at position+i, and token_ids[i] is the token that *follows* there (at position+i+1).
+
+        Called once per step with the T newly settled positions, in order, without gaps. After a rewind, positions may
+        step back: everything at or past `position` is then stale.
+        """
+        ...
+
+    def draft(self, count: int, sample: DraftSampler) -> Drafts:
+        """Propose up to `count` tokens after the last token observed. Leaves no trace of rejected drafts."""
+        ...
+
+
+class PredictionHead(Protocol):
+    """Slot `head`: drafts the tokens after next. An nn.Module (it may hold no parameters)."""
+
+    max_drafts: int
+    """Most drafts it can usefully propose in one step."""
+
+    def start(self, capacity: int, device: torch.device) -> DraftSession:
+        """A fresh session with room for `capacity` tokens."""
+        ...
+
+
+@dataclass(frozen=True)
+class HeadSite:
+    """What a prediction head's builder receives beside its Site: what the head shares with the main model."""
+
+    site: Site
+    embed: nn.Module
+    """ids [..., T] -> [..., T, D]"""
+    lm_head: nn.Module
+    """normed hidden [..., D] -> logits [..., V] (compute dtype)"""
+    norm: nn.Module
+    """The final norm of the main model."""
+    make_block: Callable[[int], nn.Module]
+    """make_block(layer) -> a whole decoder block (norms, attention, MoE), as `dsv3rt.model.Block`."""
+
+
+AttentionBuilder = Callable[[Site], nn.Module]
+RoutingBuilder = Callable[[Site], nn.Module]
+QuantizationBuilder = Callable[[Site], Quantization]
+"""The Site's own `quantization` is the builder's concern to set: it receives a placeholder that must not be used."""
+HeadBuilder = Callable[[HeadSite], nn.Module]
+
+
+class RoutingObserver(Protocol):
+    """Sees every routing decision, changes nothing. Only consulted on the uncompiled path and in training."""
+
+    def __call__(self, layer: int, weights_NK: Tensor, ids_NK: Tensor) -> None: ...
+
+
+class Tokenizer(Protocol):
+    """Text <-> ids."""
+
+    vocab_size: int
+    bos_id: int | None
+    eos_ids: frozenset[int]
+
+    def encode(self, text: str, *, add_bos: bool, allow_special: bool) -> list[int]:
+        """`allow_special` parses control tokens written in the text (templates need it, user text must not)."""
+        ...
+
+    def decode(self, token_ids: Sequence[int], *, skip_special: bool = True) -> str: ...
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The exact bytes of one token (special tokens: their text)."""
+        ...
+
+
+class ChatFormat(Protocol):
+    """Messages -> the prompt text the model was trained on."""
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> str: ...
+
+    @property
+    def reasoning_tags(self) -> tuple[str, str] | None:
+        """("<think>", "</think>") when the model thinks aloud between such tags."""
+        ...
+
+
+TokenizerBuilder = Callable[[Path], Tokenizer | None]
+ChatFormatBuilder = Callable[[Path], ChatFormat | None]
+Initialiser = Callable[[str, Tensor, "ModelConfig"], None]
+"""(official parameter name, tensor to fill in place, config)"""

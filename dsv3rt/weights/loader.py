@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,28 +43,32 @@ class LoadReport:
 
 
 def load_weights(
-    model: nn.Module,
+    roots: Mapping[str, nn.Module],
     source: Checkpoint,
     config: ModelConfig,
     *,
     device: torch.device,
     progress: Progress | None = None,
 ) -> LoadReport:
-    """Fill `model` from `source`.
+    """Fill modules from `source`: `roots` maps the official name of each module's place to it.
 
+    `{"": decoder, "model.layers": head}` loads a decoder and a head whose children are named by layer index. A module
+    that is met twice (a head may hold the decoder's embedding) is loaded where it is met first.
     A parameter gets the dtype it was declared with on meta, unless its module says `keep_stored_dtype = True`: then
     that of the file. On the CPU, a tensor whose dtype fits is not copied but stays a view of the mapped file.
     Raises CheckpointError (missing tensor, wrong shape) and PluginError (a module left something on meta).
     """
     taker = _Taker(_TiedSource(source) if config.tie_word_embeddings and _HEAD not in source else source, device)
-    for prefix, module in _loadable(model):
+    seen: set[int] = set()
+    for prefix, module in (found for root in roots for found in _loadable(roots[root], root, seen)):
         if isinstance(module, LoadsItself):
             module.load_tensors(taker.source, prefix, device)
         else:
             taker.fill(module, prefix)
         if progress:
             progress("reading weights", source.consumed_bytes, source.total_bytes)
-    _check_nothing_on_meta(model)
+    for root in roots.values():
+        _check_nothing_on_meta(root)
     mtp, unexpected = _explain(source.unused(), config)
     if unexpected:
         shown = ", ".join(unexpected[:4]) + (f" and {len(unexpected) - 4} more" if len(unexpected) > 4 else "")
@@ -74,12 +78,15 @@ def load_weights(
     return LoadReport(len(source.consumed), source.consumed_bytes, taker.copied_bytes, mtp, unexpected)
 
 
-def _loadable(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """(official name, module) of all modules; what is inside one that loads itself is its own concern."""
+def _loadable(module: nn.Module, prefix: str, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
+    """(official name, module) of all modules not in `seen`; what is inside one that loads itself is its own concern."""
+    if id(module) in seen:
+        return
+    seen.add(id(module))
     yield prefix, module
     if not isinstance(module, LoadsItself):
         for name, child in module.named_children():
-            yield from _loadable(child, f"{prefix}.{name}" if prefix else name)
+            yield from _loadable(child, f"{prefix}.{name}" if prefix else name, seen)
 
 
 class _Taker:

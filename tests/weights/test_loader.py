@@ -101,7 +101,7 @@ def test_loads_by_official_name(tmp_path: Path) -> None:
     source = write(tmp_path, contents)
     model = meta_model()
     steps: list[tuple[str, int, int]] = []
-    report = load_weights(model, source, CONFIG, device=CPU, progress=lambda *step: steps.append(step))
+    report = load_weights({"": model}, source, CONFIG, device=CPU, progress=lambda *step: steps.append(step))
     norm = model.get_parameter("model.layers.0.norm.weight")
     assert norm.dtype == torch.float32
     assert torch.equal(norm, contents["model.layers.0.norm.weight"].float())
@@ -118,7 +118,7 @@ def test_loads_by_official_name(tmp_path: Path) -> None:
 
 def test_prefault_reads_what_was_used(tmp_path: Path) -> None:
     source = write(tmp_path, tensors() | {"model.layers.1.big": torch.zeros(1000)})
-    load_weights(meta_model(), source, CONFIG, device=CPU)
+    load_weights({"": meta_model()}, source, CONFIG, device=CPU)
     steps: list[tuple[str, int, int]] = []
     assert prefault(source, lambda *step: steps.append(step))
     assert steps[-1][1] == steps[-1][2] == source.consumed_bytes < source.total_bytes
@@ -132,7 +132,7 @@ def test_leftovers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         "model.layers.0.self_attn.q_proj.bias": torch.ones(2),
     }
     with caplog.at_level(logging.WARNING, "dsv3rt"):
-        report = load_weights(meta_model(), write(tmp_path, tensors() | extra), CONFIG, device=CPU)
+        report = load_weights({"": meta_model()}, write(tmp_path, tensors() | extra), CONFIG, device=CPU)
     assert report.mtp_unused == 2
     assert report.unexpected == ("model.layers.0.self_attn.q_proj.bias",)
     assert [record.getMessage() for record in caplog.records] == [
@@ -145,9 +145,9 @@ def test_tied_embeddings(tmp_path: Path) -> None:
     del contents["lm_head.weight"]
     source = write(tmp_path, contents)
     with pytest.raises(CheckpointError, match=r"lm_head.weight is missing"):
-        load_weights(meta_model(), source, CONFIG, device=CPU)
+        load_weights({"": meta_model()}, source, CONFIG, device=CPU)
     model = meta_model()
-    load_weights(model, source, dataclasses.replace(CONFIG, tie_word_embeddings=True), device=CPU)
+    load_weights({"": model}, source, dataclasses.replace(CONFIG, tie_word_embeddings=True), device=CPU)
     assert model.lm_head.stored.data_ptr() == model.model.embed_tokens.weight.data_ptr()
 
 
@@ -156,21 +156,32 @@ def test_shared_parameter_stays_shared(tmp_path: Path) -> None:
     with torch.device("meta"):
         model = nn.ModuleDict({"a": Norm(), "b": Norm()})
     model["b"].weight = model["a"].weight
-    load_weights(model, write(tmp_path, contents), CONFIG, device=CPU)
+    load_weights({"": model}, write(tmp_path, contents), CONFIG, device=CPU)
     assert model["a"].weight is model["b"].weight
+
+
+def test_a_head_beside_the_decoder(tmp_path: Path) -> None:
+    contents = tensors() | {"model.layers.1.norm.weight": torch.full((4,), 3.0)}
+    model = meta_model()
+    with torch.device("meta"):
+        head = nn.ModuleDict({"1": nn.ModuleDict({"norm": Norm()}), "embed": model.model.embed_tokens})
+    roots = {"": model, "model.layers": head}
+    report = load_weights(roots, write(tmp_path, contents), CONFIG, device=CPU)
+    assert torch.equal(head.get_parameter("1.norm.weight"), torch.full((4,), 3.0))
+    assert report.mtp_unused == 0 and report.unexpected == ()
 
 
 def test_wrong_shape_and_dtype(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"norm.weight has shape \[5\].*\[4\]"):
-        load_weights(meta_model(), write(tmp_path, tensors() | {"model.layers.0.norm.weight": torch.ones(5)}), CONFIG,
-                     device=CPU)  # fmt: skip
+        misshapen = write(tmp_path, tensors() | {"model.layers.0.norm.weight": torch.ones(5)})
+        load_weights({"": meta_model()}, misshapen, CONFIG, device=CPU)
     fp8 = {"model.layers.0.norm.weight": torch.ones(4).to(torch.float8_e4m3fn)}
     with pytest.raises(CheckpointError, match="float8_e4m3fn, where float32"):
-        load_weights(meta_model(), write(tmp_path, tensors() | fp8), CONFIG, device=CPU)
+        load_weights({"": meta_model()}, write(tmp_path, tensors() | fp8), CONFIG, device=CPU)
 
 
 def test_a_module_that_forgets_is_named(tmp_path: Path) -> None:
     model = meta_model()
     model.model.register_buffer("table", torch.empty(3, device="meta"), persistent=False)
     with pytest.raises(PluginError, match=r"Inner left model.table on the meta device"):
-        load_weights(model, write(tmp_path, tensors()), CONFIG, device=CPU)
+        load_weights({"": model}, write(tmp_path, tensors()), CONFIG, device=CPU)

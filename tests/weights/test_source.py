@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -129,7 +130,7 @@ def lack_indexed(folder: Path) -> None:
     save_file({"a": TENSORS["a"]}, folder / "model-00001-of-00002.safetensors")
 
 
-BREAKS = {
+BREAKS: dict[Callable[[Path], object], str] = {
     truncate: "00002-of-00002.safetensors is truncated",
     lengthen: "1 bytes longer than its header says",
     cut_header: "truncated within its header",

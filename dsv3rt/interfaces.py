@@ -201,8 +201,15 @@ class Tokenizer(Protocol):
     """Text <-> ids."""
 
     vocab_size: int
+    """One more than the highest id; the model's own vocabulary may be larger or smaller."""
     bos_id: int | None
     eos_ids: frozenset[int]
+    special_ids: frozenset[int]
+    """Control tokens: `decode` and streaming leave them out unless told otherwise."""
+    add_bos: bool
+    """Whether a plain prompt of this checkpoint starts with BOS (a chat template writes its own)."""
+    strips_leading_space: bool
+    """Whether `decode` drops one space at the very beginning (sentencepiece's dummy prefix)."""
 
     def encode(self, text: str, *, add_bos: bool, allow_special: bool) -> list[int]:
         """`allow_special` parses control tokens written in the text (templates need it, user text must not)."""
@@ -211,7 +218,7 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: Sequence[int], *, skip_special: bool = True) -> str: ...
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The exact bytes of one token (special tokens: their text)."""
+        """The exact bytes of one token (special tokens: their text); nothing for an id the vocabulary lacks."""
         ...
 
 

@@ -1,0 +1,141 @@
+"""Compile a native library: C++ sources -> one shared object in the user's cache.
+
+Imports neither torch nor anything heavy, so that an installer may call it.
+
+A folder of sources is one library. Every `*.cpp` is compiled once; every `*.simd.cpp` once per instruction set
+(`VARIANTS`), with the flags and the macro of that set. The file is keyed by the sources, the compiler and the flags,
+written under a temporary name and renamed, so two processes may build at once. Where: `$DSV3RT_CACHE/kernels`, or
+`$XDG_CACHE_HOME/dsv3rt/kernels`, or `~/.cache/dsv3rt/kernels`; a library built at install time lies beside its sources
+in `prebuilt/`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HEADERS = Path(__file__).parent
+VARIANTS = ("portable", "avx2", "avx512", "avx512vbmi")
+"""Instruction sets, weakest first. The order is that of dsv3rt_variants.h."""
+
+_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c", "-mprefer-vector-width=512")
+_VARIANT_FLAGS: Mapping[str, Sequence[str]] = {
+    "portable": ("-ffp-contract=off",),
+    "avx2": ("-DDSV3RT_IS_AVX2", "-mavx2", "-mfma", "-mf16c"),
+    "avx512": ("-DDSV3RT_IS_AVX512", *_AVX512),
+    "avx512vbmi": ("-DDSV3RT_IS_AVX512VBMI", "-mavx512vbmi", *_AVX512),
+}
+_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math")
+_WARNINGS = ("-Wall", "-Wno-psabi", "-Wno-ignored-attributes")
+
+
+class BuildError(RuntimeError):
+    """The library cannot be built: no compiler, or the compiler refused. The message is one line."""
+
+
+@dataclass(frozen=True)
+class NativeSource:
+    """One library: its name and the folder that holds its `*.cpp` and headers."""
+
+    name: str
+    folder: Path
+    extra_flags: Sequence[str] = field(default=())
+
+    def files(self) -> list[Path]:
+        return sorted(self.folder.glob("*.cpp"))
+
+
+def variants_here() -> tuple[str, ...]:
+    """The instruction sets this kind of machine may have."""
+    return VARIANTS if platform.machine() in ("x86_64", "AMD64") else VARIANTS[:1]
+
+
+def find_compiler() -> str | None:
+    """Path of a C++ compiler: `$CXX`, or g++, clang++, c++ from PATH."""
+    named = os.environ.get("CXX")
+    return next((path for name in (named, "g++", "clang++", "c++") if name and (path := shutil.which(name))), None)
+
+
+def cache_folder() -> Path:
+    """Where built libraries are kept."""
+    if own := os.environ.get("DSV3RT_CACHE"):
+        return Path(own) / "kernels"
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "dsv3rt" / "kernels"
+
+
+def _source_key(source: NativeSource) -> str:
+    digest = hashlib.sha256()
+    for path in sorted([*source.folder.glob("*.cpp"), *source.folder.glob("*.h"), *HEADERS.glob("*.h")]):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    digest.update(
+        repr((_FLAGS, _VARIANT_FLAGS, variants_here(), tuple(source.extra_flags), platform.machine())).encode()
+    )
+    return digest.hexdigest()[:16]
+
+
+def prebuilt_path(source: NativeSource) -> Path:
+    """Where an installer puts the library. Its name holds the key of the sources, so a stale one is never loaded."""
+    return source.folder / "prebuilt" / f"{source.name}-{_source_key(source)}.so"
+
+
+def find_or_build(source: NativeSource) -> Path:
+    """Path of the shared object, built if need be. Raises BuildError."""
+    prebuilt = prebuilt_path(source)
+    if prebuilt.exists():
+        return prebuilt
+    compiler = find_compiler()
+    if compiler is None:
+        raise BuildError("no C++ compiler (g++, clang++ or c++) on PATH")
+    identity = hashlib.sha256(os.path.realpath(compiler).encode()).hexdigest()[:6]
+    target = cache_folder() / f"{source.name}-{_source_key(source)}-{identity}.so"
+    if not target.exists():
+        build(source, target, compiler)
+    return target
+
+
+def build(source: NativeSource, target: Path, compiler: str) -> None:
+    """Compile `source` into `target` (atomically). Raises BuildError."""
+    jobs: list[list[str]] = []
+    objects: list[str] = []
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as scratch:
+            for path in source.files():
+                simd = path.name.endswith(".simd.cpp")
+                for variant in variants_here() if simd else ("",):
+                    out = f"{scratch}/{path.stem}.{variant}.o"
+                    flags = _VARIANT_FLAGS[variant] if simd else ()
+                    if simd and variant == "portable" and platform.machine() == "aarch64":
+                        flags = ()
+                    jobs.append(
+                        [compiler, *_FLAGS, *flags, *source.extra_flags, f"-I{HEADERS}", "-c", str(path), "-o", out]
+                    )
+                    objects.append(out)
+            # simd files take longest: start them first
+            jobs.sort(key=lambda job: ".simd." not in job[-1])
+            with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+                for _ in pool.map(_run, jobs):
+                    pass
+            whole = f"{scratch}/{target.name}"
+            _run([compiler, "-shared", *source.extra_flags, "-o", whole, *objects, "-ldl"])
+            os.replace(whole, target)
+    except OSError as error:
+        raise BuildError(f"cannot write {target}: {error.strerror or error}") from None
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = (
+            [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["no message"]
+        )
+        raise BuildError(f"{Path(command[0]).name} refused: {lines[0]}")

@@ -1,0 +1,21 @@
+// The functions of core.simd.cpp, one table per instruction set.
+#pragma once
+#include <cstdint>
+
+enum class WeightKind : int { F32, BF16, F16 };
+
+struct CoreKernels {
+  // y = x / sqrt(mean(x^2) + eps) * weight, one row of `size`
+  void (*rms_norm)(const float* x, const void* weight, WeightKind kind, int64_t size, float eps, float* y);
+  // sum = x + residual, one row
+  void (*add)(const float* x, const float* residual, int64_t size, float* sum);
+  // a checksum of `words` 64-bit words: a plain read
+  uint64_t (*read)(const uint64_t* data, int64_t words);
+};
+
+namespace dsv3rt_portable { extern const CoreKernels core_kernels; }
+#if defined(__x86_64__)
+namespace dsv3rt_avx2 { extern const CoreKernels core_kernels; }
+namespace dsv3rt_avx512 { extern const CoreKernels core_kernels; }
+namespace dsv3rt_avx512vbmi { extern const CoreKernels core_kernels; }
+#endif

@@ -1,0 +1,96 @@
+"""The core's operators: RMS norm, and the machine's read bandwidth.
+
+Legend: D row size; `...` any leading dimensions.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dsv3rt.native.loader import NativeLibrary, load_library
+
+
+@functools.cache
+def core_library() -> NativeLibrary | None:
+    """The core's native library, or None where it cannot be built."""
+    library = load_library("core", Path(__file__).parent / "csrc")
+    if library is not None:
+        library.c.dsv3rt_read.argtypes = (ctypes.c_void_p, ctypes.c_int64)
+        library.c.dsv3rt_read.restype = ctypes.c_uint64
+        torch.library.register_fake("dsv3rt::rms_norm", _fake_rms_norm)
+        torch.library.register_fake("dsv3rt::add_rms_norm", _fake_add_rms_norm)
+    return library
+
+
+def _fake_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _fake_add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape)
+
+
+def _plain_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    wide = x.float()
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (normed * weight.float()).to(x.dtype)
+
+
+def _native(x: Tensor, weight: Tensor) -> bool:
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return False
+    return _available and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
+
+
+_available = core_library() is not None
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension, computed in float32, in the dtype of `x`.
+
+    x [..., D] (rows at one stride), weight [D] float32, bfloat16 or float16. A row's result does not depend on the
+    others. Native for float32 on CPU when no gradient is wanted, else plain torch.
+    """
+    if _native(x, weight):
+        normed: Tensor = torch.ops.dsv3rt.rms_norm(x, weight, eps)
+        return normed
+    return _plain_rms_norm(x, weight, eps)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(x + residual, rms_norm(x + residual)) in one pass; as `rms_norm`."""
+    if _native(x, weight) and not (torch.is_grad_enabled() and residual.requires_grad):
+        result: tuple[Tensor, Tensor] = torch.ops.dsv3rt.add_rms_norm(x, residual, weight, eps)
+        return result
+    total = x + residual
+    return total, _plain_rms_norm(total, weight, eps)
+
+
+def read_bandwidth_gbs(megabytes: int = 512, repeats: int = 5) -> float:
+    """GB/s (10^9 bytes) at which this machine reads memory that is in no cache, with torch's threads: best of
+    `repeats`.
+
+    Takes about 0.3 s. Without native kernels, torch's own sum is timed, which is a little slower.
+    """
+    buffer = torch.ones(megabytes << 17, dtype=torch.int64)
+    library = core_library()
+
+    def read() -> None:
+        if library is not None:
+            library.c.dsv3rt_read(buffer.data_ptr(), buffer.nbytes)
+        else:
+            buffer.sum()
+
+    read()
+    best = float("inf")
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        read()
+        best = min(best, time.perf_counter() - begin)
+    return buffer.nbytes / best / 1e9

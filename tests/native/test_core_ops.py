@@ -1,0 +1,94 @@
+"""The core's native operators against plain torch, on every instruction set this machine has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from dsv3rt import native
+from dsv3rt.errors import UsageError
+from dsv3rt.native.loader import NativeLibrary
+
+EPS = 1e-6
+
+
+@pytest.fixture(params=["portable", "avx2", "avx512", "avx512vbmi"])
+def library(request: pytest.FixtureRequest) -> Iterator[NativeLibrary]:
+    library = native.core_library()
+    if library is None or request.param not in library.variants:
+        pytest.skip("not on this machine")
+    before = library.select_variant(request.param)
+    yield library
+    library.select_variant(before)
+
+
+def reference(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    wide = x.double()
+    return wide / (wide.square().mean(-1, keepdim=True) + EPS).sqrt() * weight.double()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1, 256), (3, 5, 100), (40, 33), (2, 1), (0, 8)])
+def test_rms_norm_matches_float64(library: NativeLibrary, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    x, weight = torch.randn(shape), torch.randn(shape[-1]).to(dtype)
+    torch.testing.assert_close(native.rms_norm(x, weight, EPS).double(), reference(x, weight), rtol=2e-6, atol=1e-6)
+
+
+def test_a_row_does_not_depend_on_the_others(library: NativeLibrary) -> None:
+    x, weight = torch.randn(65, 200), torch.randn(200)
+    whole = native.rms_norm(x, weight, EPS)
+    for row in (0, 15, 16, 64):
+        assert torch.equal(whole[row], native.rms_norm(x[row : row + 1], weight, EPS)[0])
+
+
+def test_slices_of_wider_rows_are_read_in_place(library: NativeLibrary) -> None:
+    wide, weight = torch.randn(4, 6, 96), torch.randn(64)
+    part = wide[..., :64]
+    assert torch.equal(native.rms_norm(part, weight, EPS), native.rms_norm(part.contiguous(), weight, EPS))
+
+
+def test_add_rms_norm_returns_the_sum_too(library: NativeLibrary) -> None:
+    x, residual, weight = torch.randn(7, 64), torch.randn(7, 64), torch.randn(64)
+    total, normed = native.add_rms_norm(x, residual, weight, EPS)
+    assert torch.equal(total, x + residual)
+    assert torch.equal(normed, native.rms_norm(total, weight, EPS))
+
+
+def test_gradients_take_the_plain_path() -> None:
+    x = torch.randn(3, 16, dtype=torch.float32, requires_grad=True)
+    weight = torch.randn(16, requires_grad=True)
+    native.rms_norm(x, weight, EPS).sum().backward()
+    assert x.grad is not None and weight.grad is not None
+
+
+def test_compiles_into_one_graph() -> None:
+    weight = torch.randn(32)
+
+    @torch.compile(fullgraph=True)
+    def twice(x: torch.Tensor) -> torch.Tensor:
+        return native.rms_norm(native.rms_norm(x, weight, EPS) * 2, weight, EPS)
+
+    x = torch.randn(2, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(twice(x).double(), reference(reference(x, weight) * 2, weight), rtol=1e-5, atol=1e-6)
+
+
+def test_a_wrong_weight_is_refused() -> None:
+    if native.core_library() is None:
+        pytest.skip("no compiler")
+    with pytest.raises(RuntimeError, match="weight must be"):
+        torch.ops.dsv3rt.rms_norm(torch.randn(2, 8), torch.randn(7), EPS)
+
+
+def test_an_instruction_set_the_machine_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dsv3rt.native import loader
+
+    monkeypatch.setenv("DSV3RT_ISA", "avx512")
+    with pytest.raises(UsageError, match="cannot run here"):
+        loader._wanted_variant(best=0)
+
+
+def test_read_bandwidth_is_plausible() -> None:
+    assert 0.1 < native.read_bandwidth_gbs(megabytes=16, repeats=2) < 10_000

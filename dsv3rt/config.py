@@ -131,7 +131,7 @@ class ModelConfig:
     @property
     def softmax_scale(self) -> float:
         """(P+R)^-0.5, times YaRN's factor."""
-        return self.qk_head_dim**-0.5 * (self.yarn.softmax_factor if self.yarn else 1.0)
+        return float(self.qk_head_dim**-0.5) * (self.yarn.softmax_factor if self.yarn else 1.0)
 
     def is_moe(self, layer: int) -> bool:
         """Whether block `layer` has routed experts (MTP modules, at num_hidden_layers and up, always do if any has)."""
@@ -163,12 +163,15 @@ class ModelConfig:
 
 # Keys that say nothing about the maths of inference (or restate it) and may take any value.
 _INERT = frozenset(
-    "architectures auto_map transformers_version use_cache attention_dropout aux_loss_alpha seq_aux pretraining_tp ep_size "
-    "output_router_logits router_aux_loss_coef _name_or_path return_dict output_hidden_states output_attentions "
-    "chunk_size_feed_forward is_encoder_decoder id2label label2id problem_type dtype num_key_value_heads head_dim "
-    "qk_head_dim mlp_layer_types num_local_experts num_mtp_layers partial_rotary_factor use_bidirectional_attention "
-    "name_or_path torchscript bad_words_ids task_specific_params sep_token_id decoder_start_token_id use_mla "
-    "num_experts_per_token unsloth_fixed unsloth_version dsv3rt".split()
+    """
+    architectures auto_map transformers_version use_cache attention_dropout aux_loss_alpha seq_aux
+    pretraining_tp ep_size output_router_logits router_aux_loss_coef _name_or_path return_dict
+    output_hidden_states output_attentions chunk_size_feed_forward is_encoder_decoder id2label
+    label2id problem_type dtype num_key_value_heads head_dim qk_head_dim mlp_layer_types
+    num_local_experts num_mtp_layers partial_rotary_factor use_bidirectional_attention name_or_path
+    torchscript bad_words_ids task_specific_params sep_token_id decoder_start_token_id use_mla
+    num_experts_per_token unsloth_fixed unsloth_version dsv3rt
+    """.split()
 )
 
 
@@ -322,8 +325,12 @@ class _Reader:
             return theta, None
         if kind != "yarn":
             raise ConfigError(f"config.json: rope scaling {kind!r} is not supported", fix="known: default, yarn")
-        known = {"type", "rope_type", "rope_theta", "factor", "original_max_position_embeddings", "beta_fast", "beta_slow",
-                 "mscale", "mscale_all_dim", "partial_rotary_factor"}  # fmt: skip
+        known = set(
+            """
+            type rope_type rope_theta factor original_max_position_embeddings beta_fast beta_slow mscale
+            mscale_all_dim partial_rotary_factor
+            """.split()
+        )
         if unknown := sorted(set(scaling) - known):
             raise ConfigError(
                 f"config.json: unknown rope scaling keys {', '.join(unknown)}", fix=f"known: {sorted(known)}"

@@ -1,6 +1,7 @@
 """What a plugin's builders receive and what the modules they return must satisfy.
 
-Shape legend: B sequences, T new tokens of each, N = B*T tokens, D hidden, K chosen experts, S cache capacity, V vocabulary.
+Shape legend: B sequences, T new tokens of each, N = B*T tokens, D hidden, K chosen experts, S cache capacity,
+V vocabulary.
 Tensors that carry activations have the plan's compute dtype (float32 on CPU, bfloat16 on CUDA unless asked otherwise).
 """
 
@@ -88,10 +89,10 @@ class Attention(Protocol):
 
 
 class Router(Protocol):
-    """Slot `routing`: an nn.Module; its parameters are named `weight`, `e_score_correction_bias` as in the checkpoint."""
+    """Slot `routing`: an nn.Module; its parameters are named as the checkpoint does, `weight` and so on."""
 
     def __call__(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """Choose experts. Returns (weights_NK float32, ids_NK int64), ids unique per token; no data-dependent Python."""
+        """Choose experts: (weights_NK float32, ids_NK int64), ids unique per token; no data-dependent Python."""
         ...
 
 
@@ -111,7 +112,7 @@ class Quantization(Protocol):
     name: str
 
     def linear(self, in_features: int, out_features: int, *, prefix: str, bias: bool = False) -> nn.Module:
-        """y = x W^T (+ b), for x [..., in_features] in the compute dtype. `prefix` is the official name of the matrix."""
+        """y = x W^T (+ b), x [..., in_features] in the compute dtype. `prefix` is the official name of the matrix."""
         ...
 
     def experts(self, num_experts: int, hidden: int, intermediate: int, *, prefix: str) -> nn.Module:

@@ -1,0 +1,302 @@
+"""load(...) and Runtime: from a checkpoint folder to text.
+
+Legend: T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as SequenceOf
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dsv3rt.assembly import AssemblyPlan, Progress, build, resolve_plan
+from dsv3rt.compile.engine import Engine
+from dsv3rt.config import ModelConfig
+from dsv3rt.errors import ContextError, TokenizerError, UsageError
+from dsv3rt.generate.answer import Answer
+from dsv3rt.generate.results import Chunk, Generation, Speculation, Timings, peak_rss_bytes
+from dsv3rt.generate.sampling import Sampler, SamplingParams
+from dsv3rt.generate.sequence import Sequence
+from dsv3rt.generate.steps import plain_steps
+from dsv3rt.interfaces import ChatFormat, Tokenizer
+from dsv3rt.plugin_manager import Plugins, discover
+from dsv3rt.weights.loader import load_weights
+from dsv3rt.weights.source import Checkpoint
+
+Message = Mapping[str, Any]
+
+
+class Stream:
+    """An answer while it comes: iterate for chunks, `close()` to stop the work; `generation` once it has ended."""
+
+    def __init__(self, chunks: Iterator[Chunk]) -> None:
+        self._chunks = chunks
+        self._generation: Generation | None = None
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return self
+
+    def __next__(self) -> Chunk:
+        return next(self._chunks)
+
+    def close(self) -> None:
+        """Stop generating. What came so far is in `generation`, its finish_reason "interrupted"."""
+        self._chunks.close()  # type: ignore[attr-defined]
+
+    @property
+    def generation(self) -> Generation:
+        """The finished answer; reads what is left of the stream first."""
+        for _ in self:
+            pass
+        assert self._generation is not None
+        return self._generation
+
+
+class Runtime:
+    """A loaded model, one conversation at a time: the tokens of the last call stay cached, so follow-ups are quick."""
+
+    def __init__(
+        self,
+        folder: Path,
+        plan: AssemblyPlan,
+        engine: Engine,
+        head: nn.Module | None,
+        tokenizer: Tokenizer | None,
+        chat_format: ChatFormat | None,
+        load_s: float,
+    ) -> None:
+        self.folder = folder
+        self.plan = plan
+        self.config = plan.config
+        self.engine = engine
+        self.head = head
+        self.tokenizer = tokenizer
+        self.chat_format = chat_format
+        self.load_s = load_s
+        self.sampling_defaults, self.eos_ids = _generation_defaults(folder, plan.config, tokenizer)
+        self._sequence: Sequence | None = None
+
+    # -- token ids ----------------------------------------------------------------------------------------------------
+
+    def logits(self, token_ids: SequenceOf[int]) -> Tensor:
+        """float32 [T, V]: what follows each of `token_ids`. Raises UsageError, ContextError."""
+        ids = self._check_ids(token_ids)
+        sequence = Sequence(self.engine, len(ids), self.plan.device)
+        return sequence.extend(ids, last=None)[0]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text, with BOS where the checkpoint wants it."""
+        return self._need_tokenizer().encode(text, add_bos=True, allow_special=False)
+
+    def _need_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise TokenizerError(f"{self.folder} has no tokenizer", fix="give token ids: --prompt-ids 1,2,3")
+        return self.tokenizer
+
+    def _check_ids(self, token_ids: SequenceOf[int]) -> list[int]:
+        ids = list(token_ids)
+        if not ids:
+            raise UsageError("the prompt is empty", fix="give at least one token")
+        for token in ids:
+            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < self.config.vocab_size:
+                raise UsageError(
+                    f"token id {token!r} is outside 0..{self.config.vocab_size - 1}", fix="correct the ids"
+                )
+        return ids
+
+    # -- text ---------------------------------------------------------------------------------------------------------
+
+    def generate(self, prompt: str | SequenceOf[int], **options: Any) -> Generation:
+        """Continue text or token ids; the options are those of `stream`."""
+        return self.stream(prompt, **options).generation
+
+    def stream(
+        self,
+        prompt: str | SequenceOf[int],
+        *,
+        max_tokens: int | None = None,
+        stop: SequenceOf[str] = (),
+        logprobs: int | None = None,
+        ignore_eos: bool = False,
+        reasoning: Any = None,
+        **sampling: Any,
+    ) -> Stream:
+        """Continue text or token ids, piece by piece.
+
+        max_tokens: None means until the context is full. stop: strings that end the answer and are not shown. logprobs:
+        how many alternatives a token to report. sampling: temperature, top_k, top_p, min_p, repetition_penalty, seed;
+        what is not given comes from the checkpoint's generation_config.json. Raises UserError.
+        """
+        ids = self._check_ids(self.encode(prompt) if isinstance(prompt, str) else prompt)
+        if isinstance(stop, str):
+            stop = (stop,)
+        if stop:
+            self._need_tokenizer()
+        if logprobs is not None and not 0 <= logprobs <= self.config.vocab_size:
+            raise UsageError(f"logprobs {logprobs} is outside 0..{self.config.vocab_size}", fix="give a small number")
+        room = self.plan.max_context - len(ids)
+        if room < 0:
+            raise ContextError(
+                f"the prompt has {len(ids)} tokens, the context {self.plan.max_context}",
+                fix="shorten the prompt or raise -c/--ctx-size",
+            )
+        if max_tokens is not None and max_tokens < 0:
+            raise UsageError(f"max_tokens {max_tokens} is negative", fix="give 0 or more")
+        answer = Answer(
+            self.tokenizer,
+            eos_ids=frozenset() if ignore_eos else self.eos_ids,
+            max_tokens=room if max_tokens is None else min(max_tokens, room),
+            stop=stop,
+            logprobs=logprobs,
+        )
+        sampler = Sampler(self.sampling_defaults.override(**sampling))
+        stream = Stream(iter(()))
+        stream._chunks = self._run(stream, ids, answer, sampler, reasoning)
+        return stream
+
+    def chat(
+        self,
+        messages: SequenceOf[Message],
+        *,
+        stream: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
+        tools: SequenceOf[Message] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Answer a conversation ([{"role": "user", "content": ...}, ...]): a Generation, or a Stream if `stream`."""
+        tokenizer = self._need_tokenizer()
+        if self.chat_format is None:
+            raise TokenizerError(
+                f"{self.folder} has no chat template", fix="use `dsv3rt generate`, or --chat-template-file"
+            )
+        prompt = self.chat_format.render(messages, tools=tools, **(template_kwargs or {}))
+        ids = tokenizer.encode(prompt, add_bos=False, allow_special=True)
+        result = self.stream(ids, **options)
+        return result if stream else result.generation
+
+    # -- one answer ---------------------------------------------------------------------------------------------------
+
+    def _run(self, stream: Stream, ids: list[int], answer: Answer, sampler: Sampler, reasoning: Any) -> Iterator[Chunk]:
+        started = time.perf_counter()
+        if self._sequence is None:
+            self._sequence = Sequence(self.engine, self.plan.max_context, self.plan.device)
+        sequence = self._sequence
+        cached = sequence.reuse(ids)
+        first = last = started
+        thoughts, text = "", ""
+        try:
+            logits, _ = sequence.extend(ids[len(sequence.token_ids) :])
+            prompt_done = time.perf_counter()
+            first = last = prompt_done
+            steps = plain_steps(sequence, logits[-1], sampler)
+            for chunk in answer.chunks(steps):
+                last = time.perf_counter()
+                if len(answer.token_ids) == len(chunk.token_ids):
+                    first = last
+                if reasoning is not None:
+                    thought, said = reasoning.push(chunk.text)
+                    chunk = Chunk(said, chunk.token_ids, thought)
+                thoughts, text = thoughts + chunk.reasoning, text + chunk.text
+                yield chunk
+            if reasoning is not None:
+                thought, said = reasoning.flush()
+                thoughts, text = thoughts + thought, text + said
+                if thought or said:
+                    yield Chunk(said, (), thought)
+        finally:
+            computed, generated = len(ids) - cached, len(answer.token_ids)
+            ttft, decoding = first - started, last - first
+            stream._generation = Generation(
+                text=text,
+                token_ids=answer.token_ids,
+                prompt_token_ids=ids,
+                finish_reason=answer.finish_reason,
+                timings=Timings(
+                    load_s=self.load_s,
+                    compile_s=0.0,
+                    ttft_s=ttft,
+                    prompt_tokens=computed,
+                    prompt_tps=computed / ttft if ttft > 0 else 0.0,
+                    gen_tokens=generated,
+                    gen_tps=(generated - 1) / decoding if generated > 1 and decoding > 0 else 0.0,
+                    peak_rss_bytes=peak_rss_bytes(),
+                ),
+                speculation=Speculation(),
+                plan=self.plan.as_dict(),
+                reasoning=thoughts,
+                logprobs=answer.logprobs,
+            )
+
+
+def _generation_defaults(
+    folder: Path, config: ModelConfig, tokenizer: Tokenizer | None
+) -> tuple[SamplingParams, frozenset[int]]:
+    """Sampling defaults and end-of-sequence ids from generation_config.json, config.json and the tokenizer."""
+    path = folder / "generation_config.json"
+    raw: dict[str, Any] = {}
+    if path.is_file():
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{path} is not readable JSON: {error}", fix="download it again or delete it") from None
+    eos = raw.get("eos_token_id", [])
+    ids = {*config.eos_token_ids, *(eos if isinstance(eos, list) else [eos])}
+    if tokenizer is not None:
+        ids |= tokenizer.eos_ids
+    return SamplingParams.from_generation_config(raw), frozenset(token for token in ids if isinstance(token, int))
+
+
+def load(
+    path: str | Path,
+    *,
+    attention: str | None = None,
+    routing: str | None = None,
+    quantization: str | None = None,
+    head: str | None = None,
+    plugins: SequenceOf[Any] | Plugins = (),
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    cache_dtype: str | torch.dtype | None = None,
+    compile: str = "auto",
+    max_context: int | None = None,
+    progress: Progress | None = None,
+) -> Runtime:
+    """Load a checkpoint folder in the official layout.
+
+    The slots take "NAME[:key=value,...]"; None is the family's default, head="none" drafts nothing. plugins: files, or
+    objects holding hooks, beside the installed ones. compile: auto, full, block, off or wait. max_context: tokens,
+    default what config.json allows.  Raises UserError.
+    """
+    started = time.perf_counter()
+    folder = Path(path)
+    found = plugins if isinstance(plugins, Plugins) else discover(plugins)
+    config = ModelConfig.from_folder(folder)
+    plan = resolve_plan(
+        config,
+        found,
+        attention=attention,
+        routing=routing,
+        quantization=quantization,
+        head=head,
+        device=device,
+        dtype=dtype,
+        cache_dtype=cache_dtype,
+        max_context=max_context,
+    )
+    source = Checkpoint(folder)
+    model = build(plan, found)
+    roots: dict[str, nn.Module] = {"": model.decoder}
+    if model.head is not None:
+        roots["model.layers"] = model.head
+    load_weights(roots, source, config, device=plan.device, progress=progress)
+    found.manager.hook.model_assembled(model=model.decoder, plan=plan)
+    engine = Engine(model.decoder, compile)
+    print(f"{plan.quantization.name}: {model.quantization.describe(plan.device)}", file=sys.stderr)
+    return Runtime(folder, plan, engine, model.head, None, None, time.perf_counter() - started)

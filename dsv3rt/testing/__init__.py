@@ -1,8 +1,9 @@
-"""For tests and plugin authors: random checkpoints in the official layout."""
+"""For tests and plugin authors: contract checks, and random checkpoints in the official layout."""
 
 from __future__ import annotations
 
+from dsv3rt.testing.contracts import check_attention, check_quantization, check_router
 from dsv3rt.testing.presets import PRESETS, preset
 from dsv3rt.testing.synth import random_checkpoint
 
-__all__ = ["PRESETS", "preset", "random_checkpoint"]
+__all__ = ["PRESETS", "check_attention", "check_quantization", "check_router", "preset", "random_checkpoint"]

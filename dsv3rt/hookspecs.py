@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import pluggy
 
-from dsv3rt import interfaces as api
-
 if TYPE_CHECKING:
+    # for annotations alone: `dsv3rt --help` must not import torch
     import click
     from torch import nn
 
+    from dsv3rt import interfaces as api
     from dsv3rt.assembly import AssemblyPlan
 
 hookspec = pluggy.HookspecMarker("dsv3rt")

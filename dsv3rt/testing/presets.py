@@ -11,6 +11,10 @@ from typing import Any
 
 from dsv3rt.errors import UsageError
 
+FP8_CONFIG: Mapping[str, Any] = MappingProxyType(
+    {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}
+)
+
 
 def _auto_map(name: str) -> dict[str, str]:
     return {
@@ -62,6 +66,7 @@ _V3: dict[str, Any] = {
     "q_lora_rank": 1536,
     "qk_nope_head_dim": 128,
     "qk_rope_head_dim": 64,
+    "quantization_config": dict(FP8_CONFIG),
     "rms_norm_eps": 1e-06,
     "rope_scaling": _yarn(40, 1.0),
     "rope_theta": 10000,
@@ -98,7 +103,9 @@ _KIMI_K2: dict[str, Any] = _V3 | {
     "vocab_size": 163840,
 }
 
-_MOONLIGHT: dict[str, Any] = {key: value for key, value in _V3.items() if key not in ("rope_scaling", "ep_size")} | {
+_MOONLIGHT: dict[str, Any] = {
+    key: value for key, value in _V3.items() if key not in ("rope_scaling", "ep_size", "quantization_config")
+} | {
     "aux_loss_alpha": 0.001,
     "bos_token_id": 163584,
     "eos_token_id": 163585,
@@ -185,7 +192,7 @@ _GLM_4_7_FLASH: dict[str, Any] = {
     "vocab_size": 154880,
 }
 
-_TINY: dict[str, Any] = _V3 | {
+_TINY: dict[str, Any] = {key: value for key, value in _V3.items() if key != "quantization_config"} | {
     "bos_token_id": 256,
     "eos_token_id": 257,
     "first_k_dense_replace": 1,

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from dsv3rt.config import ModelConfig
 from dsv3rt.interfaces import Initialiser
+from dsv3rt.testing.presets import FP8_CONFIG
 from dsv3rt.testing.tokenizer import BEGIN_ID, END_ID, write_tokenizer
 from dsv3rt.testing.writer import Planned, atomic_folder, split, write_shards
 from dsv3rt.weights.official import OfficialTensor, official_tensors
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0
-FP8_CONFIG = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}
 _POOL = 8_388_593
 """Values in the pool: a prime, so that rows of a matrix do not repeat."""
 _FRESH = 1 << 18

@@ -1,0 +1,262 @@
+"""`dsv3rt inspect`: what a checkpoint is, what fills each slot, whether it fits and what it costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dsv3rt.cli.output import emit_json, json_option, size
+from dsv3rt.errors import CheckpointError, ConfigError, UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from dsv3rt.config import ModelConfig
+    from dsv3rt.weights.layout import Layout
+    from dsv3rt.weights.sizes import Sizes
+
+_OVERHEAD = 1 << 30
+"""Bytes for Python, torch, activations and scratch."""
+_BANDWIDTH_FRACTION = 0.75
+"""Share of the machine's read bandwidth that decoding reaches on large models (see bench/)."""
+_SECONDS_PER_LAYER = 40e-6
+"""Of a step, beside reading weights: attention, norms, dispatch. It decides the speed of small models."""
+
+
+@click.command("inspect")
+@click.argument("checkpoint")
+@click.option("-c", "--ctx-size", type=click.IntRange(min=1), help="Context to plan memory for [default: 8192].")
+@click.option("--bandwidth/--no-bandwidth", default=True, help="Measure this machine's read bandwidth (0.3 s).")
+@json_option
+def command(checkpoint: str, ctx_size: int | None, bandwidth: bool, as_json: bool) -> None:
+    """Say what CHECKPOINT is, whether it fits and what it will cost: from config and index, reading no weights.
+
+    A folder with nothing but config.json will do, so that one can ask before downloading. A preset of `dsv3rt synth`
+    will do too.
+
+    \b
+    dsv3rt inspect /data/moonlight
+    dsv3rt inspect v3 --ctx-size 32768 --json
+    """
+    facts = gather(checkpoint, ctx_size, measure=bandwidth)
+    if as_json:
+        emit_json(facts)
+    else:
+        from rich.console import Console
+
+        Console(highlight=False).print(_table(facts))
+
+
+def gather(checkpoint: str, ctx_size: int | None, *, measure: bool) -> dict[str, Any]:
+    """Everything `inspect` reports, JSON-able. Raises UserError."""
+    from dsv3rt.weights.sizes import Sizes
+
+    config, folder = _config(checkpoint)
+    sizes = Sizes.of(config)
+    context = min(ctx_size or 8192, config.max_position_embeddings)
+    if ctx_size is not None and ctx_size > config.max_position_embeddings:
+        raise ConfigError(
+            f"context {ctx_size} is beyond max_position_embeddings {config.max_position_embeddings}",
+            fix="give a smaller -c/--ctx-size",
+        )
+    plan, cache_bytes = _plan(config)
+    return {
+        "checkpoint": str(folder) if folder else checkpoint,
+        "family": config.family.title,
+        "model_type": config.model_type,
+        "format": "fp8 128x128 blocks" if config.quantization else config.torch_dtype,
+        "parameters": sizes.parameters,
+        "active_parameters": sizes.active_parameters,
+        "mtp_modules": config.num_nextn_predict_layers,
+        "mtp_parameters": sizes.mtp_parameters,
+        "layers": {"dense": sizes.dense_layers, "moe": sizes.moe_layers},
+        "experts": {
+            "routed": config.n_routed_experts,
+            "chosen": config.num_experts_per_tok,
+            "shared": config.n_shared_experts,
+            "groups": config.n_group,
+        },
+        "max_context": config.max_position_embeddings,
+        "disk_bytes": sizes.disk_bytes,
+        "weight_bytes_per_token": sizes.read_bytes_per_token,
+        "cache_bytes_per_token": cache_bytes or sizes.cache_bytes_per_token,
+        "files": _files(folder, config) if folder else None,
+        "tokenizer": _tokenizer(folder) if folder else None,
+        "generation_defaults": _generation(folder) if folder else None,
+        "plan": plan,
+        "ignored_config_keys": list(config.ignored_keys),
+        **_cost(sizes, cache_bytes or sizes.cache_bytes_per_token, context, measure=measure),
+    }
+
+
+def _config(checkpoint: str) -> tuple[ModelConfig, Path | None]:
+    from dsv3rt.config import ModelConfig
+    from dsv3rt.testing.presets import PRESETS
+    from dsv3rt.weights.locate import locate
+
+    try:
+        folder = locate(checkpoint)
+    except CheckpointError:
+        if checkpoint in PRESETS:
+            return ModelConfig.from_dict(PRESETS[checkpoint]), None
+        raise
+    return ModelConfig.from_folder(folder), folder
+
+
+def _plan(config: ModelConfig) -> tuple[dict[str, Any], int | None]:
+    """(what fills each slot, the attention's own cache bytes a token), or why that cannot be said."""
+    from dsv3rt.assembly import build, resolve_plan
+    from dsv3rt.plugin_manager import discover
+
+    try:
+        plugins = discover()
+        plan = resolve_plan(config, plugins)
+        return plan.as_dict(), build(plan, plugins).decoder.cache_bytes_per_token
+    except UserError as error:
+        return {"error": str(error)}, None
+
+
+def _files(folder: Path, config: ModelConfig) -> dict[str, Any]:
+    """What is there. Raises CheckpointError when a file is broken, not when it is yet to come."""
+    from dsv3rt.weights.layout import read_layout
+    from dsv3rt.weights.official import official_tensors
+    from dsv3rt.weights.source import Checkpoint
+
+    try:
+        layout: Layout = read_layout(folder)
+    except CheckpointError as error:
+        return {"present": 0, "expected": None, "complete": False, "why": str(error)}
+    present = [file for file in layout.files if file.is_file()]
+    facts: dict[str, Any] = {
+        "present": len(present),
+        "expected": len(layout.files),
+        "bytes": sum(file.stat().st_size for file in present),
+        "indexed_bytes": layout.total_size,
+    }
+    names = set(layout.weight_map or ()) if layout.missing else set(Checkpoint(folder).names())
+    wanted = {tensor.name for tensor in official_tensors(config) if not tensor.copy}
+    wanted |= {f"{tensor.name}_scale_inv" for tensor in official_tensors(config) if tensor.scale_shape(config)}
+    lacking = sorted(wanted - names) if names else []
+    facts |= {"missing_tensors": len(lacking), "first_missing": lacking[0] if lacking else None}
+    facts["complete"] = not layout.missing and not lacking
+    return facts
+
+
+def _tokenizer(folder: Path) -> dict[str, Any]:
+    kinds = ("tokenizer.json", "tiktoken.model", "tokenizer.model")
+    found = next((name for name in kinds if (folder / name).is_file()), None)
+    described = _json(folder / "tokenizer_config.json")
+    template = "chat_template" in described or (folder / "chat_template.jinja").is_file()
+    return {"file": found, "chat_template": template}
+
+
+def _generation(folder: Path) -> dict[str, Any]:
+    raw = _json(folder / "generation_config.json")
+    return {key: value for key, value in raw.items() if not key.startswith("_") and key != "transformers_version"}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON object that may be absent. Raises CheckpointError when it is unreadable."""
+    import json
+
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not readable JSON: {error}", fix="download it again") from None
+    return raw if isinstance(raw, dict) else {}
+
+
+def _cost(sizes: Sizes, cache_bytes: int, context: int, *, measure: bool) -> dict[str, Any]:
+    """Memory against what this machine has, and speed against what it reads."""
+    import torch
+
+    from dsv3rt.weights.prefault import available_memory
+
+    need = sizes.weight_bytes + cache_bytes * context + _OVERHEAD
+    memory = available_memory()
+    facts: dict[str, Any] = {
+        "context": context,
+        "memory": {
+            "weights": sizes.weight_bytes,
+            "mtp_weights": sizes.mtp_bytes,
+            "cache": cache_bytes * context,
+            "overhead": _OVERHEAD,
+            "need": need,
+            "available": memory,
+            "fits": need <= memory,
+            "gpu_available": torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None,
+        },
+    }
+    if measure:
+        from dsv3rt.native import read_bandwidth_gbs
+
+        gbs = read_bandwidth_gbs()
+        limit = gbs * 1e9 / sizes.read_bytes_per_token
+        layers = sizes.dense_layers + sizes.moe_layers
+        facts |= {
+            "machine_read_gbs": gbs,
+            "limit_tps": limit,
+            "predicted_tps": 1 / (1 / (limit * _BANDWIDTH_FRACTION) + layers * _SECONDS_PER_LAYER)
+            if need <= memory
+            else None,
+        }
+    return facts
+
+
+def _billions(count: int) -> str:
+    return f"{count / 1e9:,.2f}B" if count >= 1e8 else f"{count / 1e6:,.2f}M"
+
+
+def _table(facts: dict[str, Any]) -> Table:
+    """The same for people."""
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    experts, layers, memory, plan = facts["experts"], facts["layers"], facts["memory"], facts["plan"]
+    table.add_row("checkpoint", facts["checkpoint"])
+    table.add_row("family", f"{facts['family']} ({facts['model_type']}), {facts['format']}")
+    table.add_row(
+        "parameters", f"{_billions(facts['parameters'])}, {_billions(facts['active_parameters'])} active in a token"
+    )
+    moe = f", {experts['chosen']} of {experts['routed']} experts + {experts['shared']} shared" if layers["moe"] else ""
+    table.add_row("layers", f"{layers['dense']} dense, {layers['moe']} MoE{moe}")
+    if facts["mtp_modules"]:
+        table.add_row("MTP modules", f"{facts['mtp_modules']} ({_billions(facts['mtp_parameters'])})")
+    for slot in ("attention", "routing", "quantization", "head"):
+        choice = plan.get(slot)
+        table.add_row(slot, f"{choice['name']}  from {choice['owner']}" if choice else plan.get("error", "none"))
+    table.add_row("on disk", size(facts["disk_bytes"]) + _files_text(facts["files"]))
+    if facts["tokenizer"] is not None:
+        template = "with" if facts["tokenizer"]["chat_template"] else "without"
+        table.add_row("tokenizer", f"{facts['tokenizer']['file'] or 'none'}, {template} a chat template")
+    table.add_row("read a token", size(facts["weight_bytes_per_token"]))
+    table.add_row("cache a token", f"{facts['cache_bytes_per_token']:,} bytes")
+    table.add_row(
+        "memory",
+        f"{size(memory['need'])} at {facts['context']:,} tokens of context (weights {size(memory['weights'])}, "
+        f"cache {size(memory['cache'])}); {size(memory['available'])} free: "
+        + ("fits" if memory["fits"] else "does not fit, it would run from disk"),
+    )
+    if "limit_tps" in facts:
+        guess = facts["predicted_tps"]
+        table.add_row(
+            "speed",
+            (f"about {guess:.3g} tokens/s, " if guess else "")
+            + f"at most {facts['limit_tps']:.3g}: this machine reads {facts['machine_read_gbs']:.3g} GB/s",
+        )
+    return table
+
+
+def _files_text(files: dict[str, Any] | None) -> str:
+    if files is None or files["complete"]:
+        return f" in {files['present']} files" if files else ""
+    if files["expected"] is None:
+        return "; no weights here yet"
+    lacking = f", {files['missing_tensors']} tensors missing" if files["missing_tensors"] else ""
+    return f"; {files['present']} of {files['expected']} files are here{lacking}"

@@ -1,0 +1,182 @@
+"""The `dsv3rt` command: finds subcommands without importing them, and turns every error into one line.
+
+`dsv3rt --help` imports no command, no plugin and no torch: what it shows of them is in `_COMMANDS` and, for plugins,
+in their packaging metadata.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from types import MappingProxyType
+from typing import NoReturn
+
+import click
+from click.shell_completion import CompletionItem
+
+from dsv3rt.cli.output import warnings_as_lines
+from dsv3rt.errors import PluginError, UserError
+
+COMMAND_GROUP = "dsv3rt.commands"
+"""Entry points in this group say which commands a plugin adds (name = command, value = the plugin's module), so that
+help and completion can list them; the commands themselves come from the plugin's `register_commands` hook."""
+
+INTERRUPTED = 130
+
+_COMMANDS: Mapping[str, str] = MappingProxyType(
+    {
+        "inspect": "What a checkpoint is, whether it fits, what it costs: from config and index alone.",
+        "synth": "Make a checkpoint of random weights, to measure before downloading.",
+        "plugins": "What is installed, from where, what failed and why.",
+        "completion": "Print the shell completion script.",
+    }
+)
+"""Command -> its line in the help. Each lives in dsv3rt/cli/NAME.py as `command`."""
+
+
+class LazyGroup(click.Group):
+    """Imports a command's file when the command is used; asks plugins only for names it does not know."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*_COMMANDS, *sorted({*_declared(), *self.commands} - {*_COMMANDS})]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _COMMANDS:
+            command = importlib.import_module(f"dsv3rt.cli.{cmd_name}").command
+            assert isinstance(command, click.Command)
+            return command
+        if cmd_name not in self.commands:
+            self._ask_plugins()
+        return self.commands.get(cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            import difflib
+
+            close = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(self.list_commands(ctx))}"
+            raise click.UsageError(f"no such command {args[0]!r}; {hint}", ctx) from error
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        declared = _declared()
+        rows = [(name, _COMMANDS.get(name) or f"From plugin {declared[name]}.") for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        names = [CompletionItem(name, help=_COMMANDS.get(name)) for name in self.list_commands(ctx)]
+        return [item for item in names if item.value.startswith(incomplete)] + click.Command.shell_complete(
+            self, ctx, incomplete
+        )
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        called = name or cmd.name
+        if called in _COMMANDS or called in self.commands:
+            raise PluginError(f"the command {called!r} is claimed twice", fix="uninstall one of the plugins")
+        super().add_command(cmd, name)
+
+    def _ask_plugins(self) -> None:
+        from dsv3rt.plugin_manager import discover
+
+        if not self.commands:
+            discover().manager.hook.register_commands(cli=self)
+
+
+def _declared() -> dict[str, str]:
+    """Command -> distribution, as packaging metadata has it."""
+    entries = metadata.entry_points(group=COMMAND_GROUP)
+    return {entry.name: entry.dist.name if entry.dist else entry.value for entry in entries}
+
+
+def _version() -> str:
+    from dsv3rt import __version__
+
+    try:
+        torch = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        torch = "missing"
+    return f"dsv3rt {__version__} (torch {torch}, Python {sys.version.split()[0]})"
+
+
+def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        click.echo(_version())
+        ctx.exit()
+
+
+_HELP = """Run, study and extend DeepSeek-V3-family models on one machine.
+
+\b
+dsv3rt chat                          talk to the bundled model
+dsv3rt inspect FOLDER                what it is, and whether it fits
+dsv3rt generate FOLDER -p "Once"     continue a prompt
+"""
+
+
+def make_cli() -> LazyGroup:
+    """The whole command line."""
+    return LazyGroup(
+        "dsv3rt",
+        help=_HELP,
+        epilog="Flags can be set by the environment: DSV3RT_GENERATE_TEMPERATURE=0. DSV3RT_DEBUG=1 shows tracebacks.",
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+        params=[
+            click.Option(
+                ["--version"],
+                is_flag=True,
+                is_eager=True,
+                expose_value=False,
+                callback=_print_version,
+                help="Show the versions.",
+            )
+        ],
+    )
+
+
+def run(arguments: Sequence[str] | None = None, group: LazyGroup | None = None) -> int:
+    """Run a command line; the exit code. Errors are one line on stderr."""
+    try:
+        with warnings_as_lines():
+            result = (group or make_cli()).main(
+                args=None if arguments is None else list(arguments),
+                prog_name="dsv3rt",
+                standalone_mode=False,
+                auto_envvar_prefix="DSV3RT",
+            )
+            sys.stdout.flush()
+            return result if isinstance(result, int) else 0
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit's flush is quiet too
+        return 1
+    except (KeyboardInterrupt, click.Abort):
+        return INTERRUPTED
+    except UserError as error:
+        _complain(str(error))
+        return error.exit_code
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        hint = f" (see {context.command_path} --help)" if context else ""
+        _complain(error.format_message().rstrip(".") + hint)
+        return error.exit_code
+    except Exception as error:
+        _complain(f"unexpected {type(error).__name__}: {error} (DSV3RT_DEBUG=1 shows the traceback)")
+        return 1
+
+
+def _complain(message: str) -> None:
+    if os.environ.get("DSV3RT_DEBUG", "") not in ("", "0"):
+        traceback.print_exc()
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+
+
+def main() -> NoReturn:
+    """The console script."""
+    sys.exit(run())

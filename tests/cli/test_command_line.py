@@ -1,0 +1,146 @@
+"""The command line's shell: lazy commands, one-line errors, exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from dsv3rt import __version__
+from dsv3rt.cli import main as main_module
+from dsv3rt.cli.main import LazyGroup, make_cli, run
+from dsv3rt.errors import CheckpointError, PluginError, UsageError
+
+
+@pytest.fixture
+def probe() -> LazyGroup:
+    """The real group with an added command that fails as asked."""
+
+    @click.command("probe")
+    @click.argument("how")
+    def probe(how: str) -> None:
+        failures: dict[str, BaseException] = {
+            "user": CheckpointError("it broke\nbadly", fix="mend it"),
+            "usage": UsageError("wrong"),
+            "bug": RuntimeError("two\nlines"),
+            "interrupt": KeyboardInterrupt(),
+            "pipe": BrokenPipeError(),
+        }
+        if how in failures:
+            raise failures[how]
+        click.echo(how)
+
+    group = make_cli()
+    group.add_command(probe)
+    return group
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "line"),
+    [
+        ("user", 1, "error: it broke badly (mend it)"),
+        ("usage", 2, "error: wrong"),
+        ("bug", 1, "error: unexpected RuntimeError: two lines (DSV3RT_DEBUG=1 shows the traceback)"),
+        ("interrupt", 130, ""),
+    ],
+)
+def test_errors_are_one_line(
+    probe: LazyGroup, capfd: pytest.CaptureFixture[str], how: str, code: int, line: str
+) -> None:
+    assert run(["probe", how], probe) == code
+    out, err = capfd.readouterr()
+    assert out == "" and err.strip() == line
+
+
+def test_debug_shows_the_traceback(
+    probe: LazyGroup, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DSV3RT_DEBUG", "1")
+    assert run(["probe", "bug"], probe) == 1
+    assert "Traceback" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["inspekt"], "did you mean inspect?"),
+        (["synth", "--nope"], "No such option"),
+        (["synth"], "Missing argument"),
+        (["synth", "tiny", "x", "--max-shard-size", "huge"], "not a size"),
+        (["completion", "tcsh"], "'tcsh' is not one of"),
+    ],
+)
+def test_usage_errors(capfd: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
+    assert run(arguments) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and len(err.splitlines()) == 1 and err.startswith("error: ")
+    assert words in err
+
+
+def test_every_listed_command_exists_and_helps(capfd: pytest.CaptureFixture[str]) -> None:
+    files = {
+        path.stem for path in Path(main_module.__file__).parent.glob("*.py") if "@click.command" in path.read_text()
+    }
+    assert files == {*main_module._COMMANDS}
+    for name, line in main_module._COMMANDS.items():
+        command = importlib.import_module(f"dsv3rt.cli.{name}").command
+        assert command.name == name
+        assert {"--json"} <= {option for parameter in command.params for option in parameter.opts}, name
+        assert run([name, "--help"]) == 0
+        assert "dsv3rt" in capfd.readouterr().out
+        assert line.endswith(".")
+
+
+def test_version(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capfd.readouterr().out.startswith(f"dsv3rt {__version__} (torch 2.")
+
+
+def test_commands_do_not_clash() -> None:
+    group = make_cli()
+    group.add_command(click.Command("mine"))
+    for name in ("synth", "mine"):
+        with pytest.raises(PluginError, match=f"'{name}' is claimed twice"):
+            group.add_command(click.Command(name))
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(capfd: pytest.CaptureFixture[str], shell: str) -> None:
+    assert run(["completion", shell]) == 0
+    script = capfd.readouterr().out
+    assert f"_DSV3RT_COMPLETE={shell}_complete" in script
+    assert run(["completion", shell, "--json"]) == 0
+    assert json.loads(capfd.readouterr().out) == {"shell": shell, "script": script.strip()}
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, timeout=60
+    )
+
+
+def test_help_and_completion_import_no_torch() -> None:
+    code = "import sys; from dsv3rt.cli.main import run; c = run([{}]); assert 'torch' not in sys.modules; sys.exit(c)"
+    helped = python(code.format("'--help'"))
+    assert helped.returncode == 0, helped.stderr
+    assert all(name in helped.stdout for name in main_module._COMMANDS)
+    completed = python(code.format("'in'"), _DSV3RT_COMPLETE="bash_complete", COMP_WORDS="dsv3rt in", COMP_CWORD="1")
+    assert "inspect" in completed.stdout, completed.stderr
+    assert "torch" not in completed.stderr
+
+
+def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
+    code = "import sys; from dsv3rt.cli.main import main; sys.argv = ['dsv3rt', 'completion', 'bash']; main()"
+    program = subprocess.Popen(
+        [sys.executable, "-c", f"import time; time.sleep(0.3); {code}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert program.stdout is not None and program.stderr is not None
+    program.stdout.close()
+    assert program.stderr.read() == b""
+    assert program.wait(60) == 1

@@ -5,8 +5,8 @@ Legend: T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 import json
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
@@ -17,6 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from dsv3rt.assembly import AssemblyPlan, Progress, build, resolve_plan
+from dsv3rt.chat.reasoning import ReasoningSplitter, thought_is_open
+from dsv3rt.chat.template import load_chat_format
+from dsv3rt.chat.tokenizers import load_tokenizer
 from dsv3rt.compile.engine import Engine
 from dsv3rt.config import ModelConfig
 from dsv3rt.errors import ContextError, TokenizerError, UsageError
@@ -68,8 +71,8 @@ class Runtime:
         plan: AssemblyPlan,
         engine: Engine,
         head: nn.Module | None,
-        tokenizer: Tokenizer | None,
-        chat_format: ChatFormat | None,
+        plugins: Plugins,
+        chat_template: str | None,
         load_s: float,
     ) -> None:
         self.folder = folder
@@ -77,28 +80,59 @@ class Runtime:
         self.config = plan.config
         self.engine = engine
         self.head = head
-        self.tokenizer = tokenizer
-        self.chat_format = chat_format
+        self.plugins = plugins
         self.load_s = load_s
-        self.sampling_defaults, self.eos_ids = _generation_defaults(folder, plan.config, tokenizer)
+        self.generation_config = _read_generation_config(folder)
+        self.sampling_defaults = SamplingParams.from_generation_config(self.generation_config)
+        self._chat_template = chat_template
         self._sequence: Sequence | None = None
 
-    # -- token ids ----------------------------------------------------------------------------------------------------
+    # -- text <-> ids -------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Read when first needed: a checkpoint without one still continues token ids. Raises TokenizerError."""
+        return load_tokenizer(self.folder, self._offers("tokenizer"))
+
+    @functools.cached_property
+    def chat_format(self) -> ChatFormat:
+        """Read when first needed. Raises TokenizerError."""
+        return load_chat_format(self.folder, self._offers("chat_format"), template=self._chat_template)
+
+    @functools.cached_property
+    def has_tokenizer(self) -> bool:
+        try:
+            return self.tokenizer is not None
+        except TokenizerError:
+            return False
+
+    @functools.cached_property
+    def eos_ids(self) -> frozenset[int]:
+        """Ids that end an answer, from config.json, generation_config.json and the tokenizer."""
+        given = self.generation_config.get("eos_token_id", [])
+        ids = {*self.config.eos_token_ids, *(given if isinstance(given, list) else [given])}
+        if self.has_tokenizer:
+            ids |= self.tokenizer.eos_ids
+        return frozenset(token for token in ids if isinstance(token, int))
+
+    def _offers(self, kind: str) -> list[tuple[str, Any]]:
+        return [(offer.name, offer.builder) for offer in self.plugins.offers[kind]]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text, with BOS where the checkpoint wants it."""
+        return self.tokenizer.encode(text, add_bos=self.tokenizer.add_bos, allow_special=False)
+
+    def render(self, messages: SequenceOf[Message], **options: Any) -> str:
+        """The prompt a conversation becomes; the options are the chat format's (tools, template variables)."""
+        return self.chat_format.render(messages, **options)
+
+    # -- logits -------------------------------------------------------------------------------------------------------
 
     def logits(self, token_ids: SequenceOf[int]) -> Tensor:
         """float32 [T, V]: what follows each of `token_ids`. Raises UsageError, ContextError."""
         ids = self._check_ids(token_ids)
         sequence = Sequence(self.engine, len(ids), self.plan.device)
         return sequence.extend(ids, last=None)[0]
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of plain text, with BOS where the checkpoint wants it."""
-        return self._need_tokenizer().encode(text, add_bos=True, allow_special=False)
-
-    def _need_tokenizer(self) -> Tokenizer:
-        if self.tokenizer is None:
-            raise TokenizerError(f"{self.folder} has no tokenizer", fix="give token ids: --prompt-ids 1,2,3")
-        return self.tokenizer
 
     def _check_ids(self, token_ids: SequenceOf[int]) -> list[int]:
         ids = list(token_ids)
@@ -125,7 +159,7 @@ class Runtime:
         stop: SequenceOf[str] = (),
         logprobs: int | None = None,
         ignore_eos: bool = False,
-        reasoning: Any = None,
+        reasoning: ReasoningSplitter | None = None,
         **sampling: Any,
     ) -> Stream:
         """Continue text or token ids, piece by piece.
@@ -137,8 +171,6 @@ class Runtime:
         ids = self._check_ids(self.encode(prompt) if isinstance(prompt, str) else prompt)
         if isinstance(stop, str):
             stop = (stop,)
-        if stop:
-            self._need_tokenizer()
         if logprobs is not None and not 0 <= logprobs <= self.config.vocab_size:
             raise UsageError(f"logprobs {logprobs} is outside 0..{self.config.vocab_size}", fix="give a small number")
         room = self.plan.max_context - len(ids)
@@ -150,7 +182,7 @@ class Runtime:
         if max_tokens is not None and max_tokens < 0:
             raise UsageError(f"max_tokens {max_tokens} is negative", fix="give 0 or more")
         answer = Answer(
-            self.tokenizer,
+            self.tokenizer if stop or self.has_tokenizer else None,
             eos_ids=frozenset() if ignore_eos else self.eos_ids,
             max_tokens=room if max_tokens is None else min(max_tokens, room),
             stop=stop,
@@ -171,14 +203,11 @@ class Runtime:
         **options: Any,
     ) -> Any:
         """Answer a conversation ([{"role": "user", "content": ...}, ...]): a Generation, or a Stream if `stream`."""
-        tokenizer = self._need_tokenizer()
-        if self.chat_format is None:
-            raise TokenizerError(
-                f"{self.folder} has no chat template", fix="use `dsv3rt generate`, or --chat-template-file"
-            )
-        prompt = self.chat_format.render(messages, tools=tools, **(template_kwargs or {}))
-        ids = tokenizer.encode(prompt, add_bos=False, allow_special=True)
-        result = self.stream(ids, **options)
+        prompt = self.render(messages, tools=tools, **(template_kwargs or {}))
+        ids = self.tokenizer.encode(prompt, add_bos=False, allow_special=True)
+        tags = self.chat_format.reasoning_tags
+        splitter = ReasoningSplitter(tags, opened=thought_is_open(prompt, tags))
+        result = self.stream(ids, reasoning=splitter, **options)
         return result if stream else result.generation
 
     # -- one answer ---------------------------------------------------------------------------------------------------
@@ -201,15 +230,15 @@ class Runtime:
                 if len(answer.token_ids) == len(chunk.token_ids):
                     first = last
                 if reasoning is not None:
-                    thought, said = reasoning.push(chunk.text)
-                    chunk = Chunk(said, chunk.token_ids, thought)
+                    split = reasoning.push(chunk.text)
+                    chunk = Chunk(split.text, chunk.token_ids, split.reasoning)
                 thoughts, text = thoughts + chunk.reasoning, text + chunk.text
                 yield chunk
             if reasoning is not None:
-                thought, said = reasoning.flush()
-                thoughts, text = thoughts + thought, text + said
-                if thought or said:
-                    yield Chunk(said, (), thought)
+                rest = reasoning.flush()
+                thoughts, text = thoughts + rest.reasoning, text + rest.text
+                if rest.reasoning or rest.text:
+                    yield Chunk(rest.text, (), rest.reasoning)
         finally:
             computed, generated = len(ids) - cached, len(answer.token_ids)
             ttft, decoding = first - started, last - first
@@ -235,22 +264,18 @@ class Runtime:
             )
 
 
-def _generation_defaults(
-    folder: Path, config: ModelConfig, tokenizer: Tokenizer | None
-) -> tuple[SamplingParams, frozenset[int]]:
-    """Sampling defaults and end-of-sequence ids from generation_config.json, config.json and the tokenizer."""
+def _read_generation_config(folder: Path) -> dict[str, Any]:
+    """generation_config.json, {} when there is none. Raises UsageError."""
     path = folder / "generation_config.json"
-    raw: dict[str, Any] = {}
-    if path.is_file():
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{path} is not readable JSON: {error}", fix="download it again or delete it") from None
-    eos = raw.get("eos_token_id", [])
-    ids = {*config.eos_token_ids, *(eos if isinstance(eos, list) else [eos])}
-    if tokenizer is not None:
-        ids |= tokenizer.eos_ids
-    return SamplingParams.from_generation_config(raw), frozenset(token for token in ids if isinstance(token, int))
+    if not path.is_file():
+        return {}
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} is not readable JSON: {error}", fix="download it again or delete it") from None
+    if not isinstance(raw, dict):
+        raise UsageError(f"{path} does not hold a JSON object", fix="download it again or delete it")
+    return raw
 
 
 def load(
@@ -266,13 +291,17 @@ def load(
     cache_dtype: str | torch.dtype | None = None,
     compile: str = "auto",
     max_context: int | None = None,
+    chat_template: str | None = None,
+    observers: SequenceOf[str] = (),
     progress: Progress | None = None,
 ) -> Runtime:
     """Load a checkpoint folder in the official layout.
 
     The slots take "NAME[:key=value,...]"; None is the family's default, head="none" drafts nothing. plugins: files, or
     objects holding hooks, beside the installed ones. compile: auto, full, block, off or wait. max_context: tokens,
-    default what config.json allows.  Raises UserError.
+    default what config.json allows.
+    chat_template: a jinja2 template, or the name of one of the checkpoint's, instead of its own. observers:
+    names of routing observers; they watch the uncompiled model. Raises UserError.
     """
     started = time.perf_counter()
     folder = Path(path)
@@ -291,12 +320,13 @@ def load(
         max_context=max_context,
     )
     source = Checkpoint(folder)
-    model = build(plan, found)
+    watching = [found.find("routing_observer", name).builder for name in observers]
+    model = build(plan, found, watching)
     roots: dict[str, nn.Module] = {"": model.decoder}
     if model.head is not None:
         roots["model.layers"] = model.head
     load_weights(roots, source, config, device=plan.device, progress=progress)
     found.manager.hook.model_assembled(model=model.decoder, plan=plan)
-    engine = Engine(model.decoder, compile)
-    print(f"{plan.quantization.name}: {model.quantization.describe(plan.device)}", file=sys.stderr)
-    return Runtime(folder, plan, engine, model.head, None, None, time.perf_counter() - started)
+    engine = Engine(model.decoder, "off" if watching else compile)
+    load_s = time.perf_counter() - started
+    return Runtime(folder, plan, engine, model.head, found, chat_template, load_s)

@@ -126,3 +126,12 @@ def test_every_hook_is_a_known_one() -> None:
     assert specs == set(REGISTERING_HOOKS.values()) | {"register_commands", "plan_resolved", "model_assembled"}
     for name in specs:
         assert getattr(hookspecs, name).__doc__, f"{name} is not documented"
+
+
+def test_every_hook_is_on_the_plugin_page() -> None:
+    page = (Path(__file__).parents[2] / "plugins" / "README.md").read_text()
+    from dsv3rt import hookspecs
+
+    for name, value in vars(hookspecs).items():
+        if hasattr(value, "dsv3rt_spec"):
+            assert f"`{name}(" in page, f"{name} is not documented in plugins/README.md"

@@ -29,6 +29,8 @@ INTERRUPTED = 130
 
 _COMMANDS: Mapping[str, str] = MappingProxyType(
     {
+        "generate": "Continue a prompt, once.",
+        "bench": "Measure prefill and decoding on this machine.",
         "inspect": "What a checkpoint is, whether it fits, what it costs: from config and index alone.",
         "synth": "Make a checkpoint of random weights, to measure before downloading.",
         "plugins": "What is installed, from where, what failed and why.",

@@ -19,7 +19,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 def emit_json(value: Mapping[str, Any]) -> None:
     """One JSON object, on one line of stdout."""
-    click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False, default=str))
+    click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
 def size(count: float) -> str:

@@ -21,7 +21,7 @@ from dsv3rt.config import ModelConfig
 from dsv3rt.interfaces import Initialiser
 from dsv3rt.testing.presets import FP8_CONFIG
 from dsv3rt.testing.tokenizer import BEGIN_ID, END_ID, write_tokenizer
-from dsv3rt.testing.writer import Planned, atomic_folder, split, write_shards
+from dsv3rt.testing.writer import Planned, atomic_folder, split, split_evenly, write_shards
 from dsv3rt.weights.official import OfficialTensor, official_tensors
 
 FP8 = torch.float8_e4m3fn
@@ -70,7 +70,8 @@ def random_checkpoint(
     maker = _Maker(understood, tensors, seed, initialiser)
     with atomic_folder(target, total) as scratch:
         done = 0
-        for item, stream in write_shards(scratch, split(planned, max_shard_bytes or math.ceil(total / shards) or 1)):
+        files = split_evenly(planned, shards) if max_shard_bytes is None else split(planned, max_shard_bytes)
+        for item, stream in write_shards(scratch, files):
             maker.write(item, stream)
             done += item.nbytes
             if progress:

@@ -83,6 +83,17 @@ def split(tensors: Sequence[Planned], max_bytes: int) -> list[list[Planned]]:
     return shards
 
 
+def split_evenly(tensors: Sequence[Planned], count: int) -> list[list[Planned]]:
+    """At most `count` shards of about equal size, none empty, in order."""
+    total = sum(tensor.nbytes for tensor in tensors) or 1
+    shards: list[list[Planned]] = [[] for _ in range(count)]
+    size = 0
+    for tensor in tensors:
+        shards[min(count - 1, (size + tensor.nbytes // 2) * count // total)].append(tensor)
+        size += tensor.nbytes
+    return [shard for shard in shards if shard]
+
+
 def write_shards(folder: Path, shards: Sequence[Sequence[Planned]]) -> Iterator[tuple[Planned, BinaryIO]]:
     """Write all files; yields (tensor, stream) for each, and the caller writes `tensor.nbytes` bytes to the stream.
 
@@ -90,7 +101,7 @@ def write_shards(folder: Path, shards: Sequence[Sequence[Planned]]) -> Iterator[
     """
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
-        name = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):06d}.safetensors"
+        name = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         ordered = sorted(shard, key=lambda tensor: -tensor.dtype.itemsize)
         with (folder / name).open("wb") as stream:
             stream.write(_header(ordered))

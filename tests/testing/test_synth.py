@@ -15,7 +15,7 @@ from dsv3rt.config import ModelConfig
 from dsv3rt.errors import CheckpointError, UsageError
 from dsv3rt.testing import PRESETS, preset, random_checkpoint
 from dsv3rt.testing.synth import FP8, dequantize_blocks, quantize_blocks
-from dsv3rt.testing.writer import Planned, split
+from dsv3rt.testing.writer import Planned, split, split_evenly
 from dsv3rt.weights import Checkpoint
 from dsv3rt.weights.official import official_tensors
 
@@ -94,7 +94,7 @@ def test_ue8m0_scales_are_powers_of_two() -> None:
 def test_shards_and_seeds(tmp_path: Path) -> None:
     whole = contents(random_checkpoint(tmp_path / "whole", SMALL, seed=3))
     parts = random_checkpoint(tmp_path / "parts", SMALL, seed=3, shards=4)
-    assert len(list(parts.glob("*.safetensors"))) in (4, 5)
+    assert len(list(parts.glob("model-*-of-00004.safetensors"))) == 4
     assert same(contents(parts), whole), "values do not depend on the files"
     assert not same(contents(random_checkpoint(tmp_path / "other", SMALL, seed=4)), whole)
 
@@ -176,3 +176,5 @@ def test_presets() -> None:
 def test_split_keeps_order_and_size() -> None:
     tensors = [Planned(str(size), (size,), torch.uint8) for size in (3, 3, 9, 1, 2)]
     assert [[tensor.name for tensor in shard] for shard in split(tensors, 6)] == [["3", "3"], ["9"], ["1", "2"]]
+    assert [[tensor.name for tensor in shard] for shard in split_evenly(tensors, 3)] == [["3", "3"], ["9"], ["1", "2"]]
+    assert len(split_evenly(tensors, 40)) == 5

@@ -29,6 +29,7 @@ INTERRUPTED = 130
 
 _COMMANDS: Mapping[str, str] = MappingProxyType(
     {
+        "chat": "Talk to a model; without an argument, to the bundled one.",
         "generate": "Continue a prompt, once.",
         "bench": "Measure prefill and decoding on this machine.",
         "inspect": "What a checkpoint is, whether it fits, what it costs: from config and index alone.",

@@ -55,7 +55,7 @@ class Loading:
 
         return locate(self.checkpoint)
 
-    def load(self) -> Runtime:
+    def load(self, chat_template: str | None = None) -> Runtime:
         """Load it, with a progress bar where stderr is a terminal. Raises UserError."""
         from dsv3rt.cli.output import progress_bar
 
@@ -79,6 +79,7 @@ class Loading:
                 cache_dtype=self.cache_dtype,
                 compile=self.compile,
                 max_context=self.ctx_size,
+                chat_template=chat_template,
                 progress=progress,
             )
 
@@ -93,24 +94,22 @@ class Speaking:
     reasoning: Reasoning = "auto"
     hide_reasoning: bool = False
 
-    def template_kwargs(self) -> dict[str, Any]:
-        """The template's variables. Families name the switch for thinking differently: both names are set."""
-        think = self.reasoning == "on"
-        switch = {} if self.reasoning == "auto" else {"thinking": think, "enable_thinking": think}
-        return {**switch, **self.chat_template_kwargs}
-
-    def apply(self, runtime: Runtime) -> None:
-        """Give the runtime the template asked for. Raises TokenizerError."""
-        from dsv3rt.chat.template import load_chat_format, read_template
-
-        if self.chat_template is not None and self.chat_template_file is not None:
+    def template(self) -> str | None:
+        """What stands in for the checkpoint's own template: a name or a source. Raises UserError."""
+        if self.chat_template_file is None:
+            return self.chat_template
+        if self.chat_template is not None:
             raise UsageError("--chat-template and --chat-template-file exclude each other", fix="give one")
-        template = self.chat_template
-        if self.chat_template_file is not None:
-            template = read_template(self.chat_template_file)
-            template = template if "{" in template else "{#-#}" + template  # text without any tag is no name either
-        if template is not None:
-            runtime.chat_format = load_chat_format(runtime.folder, template=template)
+        from dsv3rt.chat.template import read_template
+
+        source = read_template(self.chat_template_file)
+        return source if "{" in source else f"{{# #}}{source}"  # a text without any tag would pass for a name
+
+    def variables(self) -> dict[str, Any]:
+        """The template's variables."""
+        from dsv3rt.chat.settings import template_variables
+
+        return template_variables(self.reasoning, self.chat_template_kwargs)
 
 
 def loading_options(*, default: str | None = None) -> Callable[[Command], Command]:

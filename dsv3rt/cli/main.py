@@ -34,6 +34,7 @@ _COMMANDS: Mapping[str, str] = MappingProxyType(
         "bench": "Measure prefill and decoding on this machine.",
         "inspect": "What a checkpoint is, whether it fits, what it costs: from config and index alone.",
         "synth": "Make a checkpoint of random weights, to measure before downloading.",
+        "download": "Fetch a checkpoint from the Hugging Face hub.",
         "plugins": "What is installed, from where, what failed and why.",
         "completion": "Print the shell completion script.",
     }

@@ -66,7 +66,7 @@ def load_weights(
         else:
             taker.fill(module, prefix)
         if progress:
-            progress("reading weights", source.consumed_bytes, source.total_bytes)
+            progress("mapping weights", source.consumed_bytes, source.total_bytes)
     for root in roots.values():
         _check_nothing_on_meta(root)
     mtp, unexpected = _explain(source.unused(), config)
@@ -74,7 +74,7 @@ def load_weights(
         shown = ", ".join(unexpected[:4]) + (f" and {len(unexpected) - 4} more" if len(unexpected) > 4 else "")
         _log.warning("%d tensors of the checkpoint are not used by this model: %s", len(unexpected), shown)
     if progress:
-        progress("reading weights", source.total_bytes, source.total_bytes)
+        progress("mapping weights", source.total_bytes, source.total_bytes)
     return LoadReport(len(source.consumed), source.consumed_bytes, taker.copied_bytes, mtp, unexpected)
 
 

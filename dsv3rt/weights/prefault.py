@@ -24,24 +24,36 @@ def available_memory() -> int:
 
 
 def prefault(source: Checkpoint, progress: Progress | None = None) -> bool:
-    """Read the consumed tensors' bytes into the page cache. False, and nothing read, when they would not fit."""
+    """Read the consumed tensors' bytes into the page cache, but for what is there already (which takes no time).
+
+    False, and nothing read, when they would not fit into memory.
+    """
     spans = _spans(source)
     total = sum(end - start for _, start, end in spans)
     if total > _SHARE_OF_MEMORY * available_memory():
         return False
     done = 0
-    scratch = bytearray(_CHUNK)
+    scratch = memoryview(bytearray(_CHUNK))
     for file, start, end in spans:
         with file.open("rb", buffering=0) as stream:
-            os.posix_fadvise(stream.fileno(), start, end - start, os.POSIX_FADV_SEQUENTIAL)
-            stream.seek(start)
-            left = end - start
-            while left and (got := stream.readinto(memoryview(scratch)[: min(left, _CHUNK)])):
-                left -= got
-                done += got
+            descriptor = stream.fileno()
+            os.posix_fadvise(descriptor, start, end - start, os.POSIX_FADV_SEQUENTIAL)
+            for at in range(start, end, _CHUNK):
+                length = min(_CHUNK, end - at)
+                if not (_cached(descriptor, at) and _cached(descriptor, at + length - 1)):
+                    os.preadv(descriptor, [scratch[:length]], at)
+                done += length
                 if progress:
                     progress("reading weights", done, total)
     return True
+
+
+def _cached(descriptor: int, offset: int) -> bool:
+    """Whether this byte of the file can be had without waiting for the disk."""
+    try:
+        return os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+    except OSError:  # not cached, or a file system that cannot tell
+        return False
 
 
 def _spans(source: Checkpoint) -> list[tuple[Path, int, int]]:

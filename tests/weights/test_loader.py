@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,7 @@ def test_loads_by_official_name(tmp_path: Path) -> None:
     assert torch.equal(model.get_buffer("model.steps"), contents["model.steps"])
     assert report.tensors == 5 and report.unexpected == () and report.mtp_unused == 0
     assert report.copied_bytes == 4 * 4, "only the norm was converted"
-    assert steps[-1] == ("reading weights", source.total_bytes, source.total_bytes)
+    assert steps[-1] == ("mapping weights", source.total_bytes, source.total_bytes)
     assert [done for _, done, _ in steps] == sorted(done for _, done, _ in steps)
     embed = model.model.embed_tokens.weight
     assert embed.data_ptr() == source.get("model.embed_tokens.weight").data_ptr(), "a view of the mapped file"
@@ -122,6 +123,24 @@ def test_prefault_reads_what_was_used(tmp_path: Path) -> None:
     steps: list[tuple[str, int, int]] = []
     assert prefault(source, lambda *step: steps.append(step))
     assert steps[-1][1] == steps[-1][2] == source.consumed_bytes < source.total_bytes
+
+
+def test_prefault_does_not_read_what_would_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write(tmp_path, tensors())
+    load_weights({"": meta_model()}, source, CONFIG, device=CPU)
+    monkeypatch.setattr("dsv3rt.weights.prefault.available_memory", lambda: source.consumed_bytes)
+    assert not prefault(source)
+
+
+def test_prefault_brings_a_cold_file_in(tmp_path: Path) -> None:
+    source = write(tmp_path, {"big": torch.zeros(20 << 20, dtype=torch.uint8)})
+    source.get("big")
+    descriptor = os.open(tmp_path / "model.safetensors", os.O_RDWR)
+    os.fsync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    assert prefault(source)
+    assert os.preadv(descriptor, [bytearray(4096)], 19 << 20, os.RWF_NOWAIT) == 4096, "it is in the page cache"
+    os.close(descriptor)
 
 
 def test_leftovers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -31,6 +31,7 @@ from dsv3rt.generate.steps import plain_steps
 from dsv3rt.interfaces import ChatFormat, Tokenizer
 from dsv3rt.plugin_manager import Plugins, discover
 from dsv3rt.weights.loader import load_weights
+from dsv3rt.weights.prefault import prefault
 from dsv3rt.weights.source import Checkpoint
 
 Message = Mapping[str, Any]
@@ -326,6 +327,8 @@ def load(
     if model.head is not None:
         roots["model.layers"] = model.head
     load_weights(roots, source, config, device=plan.device, progress=progress)
+    if plan.device.type == "cpu":
+        prefault(source, progress)
     found.manager.hook.model_assembled(model=model.decoder, plan=plan)
     engine = Engine(model.decoder, "off" if watching else compile)
     load_s = time.perf_counter() - started

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dsv3rt.cli.options import Loading, loading_options
+from dsv3rt.cli.options import BUNDLED, Loading, loading_options
 from dsv3rt.cli.output import emit_json, json_option, size
 from dsv3rt.errors import ContextError
 
@@ -22,7 +22,7 @@ _WARM_TOKENS = 8
 
 
 @click.command("bench")
-@loading_options(default="bundled")
+@loading_options(default=BUNDLED)
 @click.option("--prompt-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Prompt length.")
 @click.option("--gen-tokens", type=click.IntRange(min=2), default=64, show_default=True, help="Tokens to generate.")
 @click.option("--repeat", type=click.IntRange(min=1), default=3, show_default=True, help="Measured runs.")

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dsv3rt.cli.options import BUNDLED, Loading, loading_options
 from dsv3rt.cli.output import emit_json, json_option, size
-from dsv3rt.errors import CheckpointError, ConfigError, UserError
+from dsv3rt.errors import CheckpointError, PluginError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,21 +27,20 @@ _SECONDS_PER_LAYER = 40e-6
 
 
 @click.command("inspect")
-@click.argument("checkpoint")
-@click.option("-c", "--ctx-size", type=click.IntRange(min=1), help="Context to plan memory for [default: 8192].")
+@loading_options(default=BUNDLED)
 @click.option("--bandwidth/--no-bandwidth", default=True, help="Measure this machine's read bandwidth (0.3 s).")
 @json_option
-def command(checkpoint: str, ctx_size: int | None, bandwidth: bool, as_json: bool) -> None:
+def command(loading: Loading, bandwidth: bool, as_json: bool) -> None:
     """Say what CHECKPOINT is, whether it fits and what it will cost: from config and index, reading no weights.
 
     A folder with nothing but config.json will do, so that one can ask before downloading. A preset of `dsv3rt synth`
-    will do too.
+    will do too. Memory is planned for -c/--ctx-size tokens, 8192 if not given.
 
     \b
     dsv3rt inspect /data/moonlight
     dsv3rt inspect v3 --ctx-size 32768 --json
     """
-    facts = gather(checkpoint, ctx_size, measure=bandwidth)
+    facts = gather(loading, measure=bandwidth)
     if as_json:
         emit_json(facts)
     else:
@@ -49,21 +49,16 @@ def command(checkpoint: str, ctx_size: int | None, bandwidth: bool, as_json: boo
         Console(highlight=False).print(_table(facts))
 
 
-def gather(checkpoint: str, ctx_size: int | None, *, measure: bool) -> dict[str, Any]:
+def gather(loading: Loading, *, measure: bool) -> dict[str, Any]:
     """Everything `inspect` reports, JSON-able. Raises UserError."""
     from dsv3rt.weights.sizes import Sizes
 
-    config, folder = _config(checkpoint)
+    config, folder = _config(loading)
     sizes = Sizes.of(config)
-    context = min(ctx_size or 8192, config.max_position_embeddings)
-    if ctx_size is not None and ctx_size > config.max_position_embeddings:
-        raise ConfigError(
-            f"context {ctx_size} is beyond max_position_embeddings {config.max_position_embeddings}",
-            fix="give a smaller -c/--ctx-size",
-        )
-    plan, cache_bytes = _plan(config)
+    context = loading.ctx_size or min(8192, config.max_position_embeddings)
+    plan, cache_bytes = _plan(loading, config)
     return {
-        "checkpoint": str(folder) if folder else checkpoint,
+        "checkpoint": str(folder) if folder else loading.checkpoint,
         "family": config.family.title,
         "model_type": config.model_type,
         "format": "fp8 128x128 blocks" if config.quantization else config.torch_dtype,
@@ -91,30 +86,44 @@ def gather(checkpoint: str, ctx_size: int | None, *, measure: bool) -> dict[str,
     }
 
 
-def _config(checkpoint: str) -> tuple[ModelConfig, Path | None]:
+def _config(loading: Loading) -> tuple[ModelConfig, Path | None]:
     from dsv3rt.config import ModelConfig
     from dsv3rt.testing.presets import PRESETS
-    from dsv3rt.weights.locate import locate
 
     try:
-        folder = locate(checkpoint)
+        folder = loading.folder()
     except CheckpointError:
-        if checkpoint in PRESETS:
-            return ModelConfig.from_dict(PRESETS[checkpoint]), None
+        if loading.checkpoint in PRESETS:
+            return ModelConfig.from_dict(PRESETS[loading.checkpoint]), None
         raise
     return ModelConfig.from_folder(folder), folder
 
 
-def _plan(config: ModelConfig) -> tuple[dict[str, Any], int | None]:
-    """(what fills each slot, the attention's own cache bytes a token), or why that cannot be said."""
+def _plan(loading: Loading, config: ModelConfig) -> tuple[dict[str, Any], int | None]:
+    """(what fills each slot, the attention's own cache bytes a token).
+
+    Without the plugins that the family needs by default it says so, and the rest can still be told; what was asked
+    for and cannot be had is an error.
+    """
     from dsv3rt.assembly import build, resolve_plan
     from dsv3rt.plugin_manager import discover
 
+    slots = {slot: getattr(loading, slot) for slot in ("attention", "routing", "quantization", "head")}
     try:
-        plugins = discover()
-        plan = resolve_plan(config, plugins)
+        plugins = discover(loading.plugin)
+        plan = resolve_plan(
+            config,
+            plugins,
+            **slots,
+            device=loading.device,
+            dtype=loading.dtype,
+            cache_dtype=loading.cache_dtype,
+            max_context=loading.ctx_size,
+        )
         return plan.as_dict(), build(plan, plugins).decoder.cache_bytes_per_token
-    except UserError as error:
+    except PluginError as error:
+        if loading.plugin or any(slots.values()):
+            raise
         return {"error": str(error)}, None
 
 

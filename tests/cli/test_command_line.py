@@ -12,10 +12,11 @@ from pathlib import Path
 import click
 import pytest
 
-from dsv3rt import __version__
+from dsv3rt import __version__, hookimpl, plugin_manager
 from dsv3rt.cli import main as main_module
 from dsv3rt.cli.main import LazyGroup, make_cli, run
 from dsv3rt.errors import CheckpointError, PluginError, UsageError
+from dsv3rt.plugin_manager import discover
 
 
 @pytest.fixture
@@ -108,6 +109,24 @@ def test_commands_do_not_clash() -> None:
     for name in ("synth", "mine"):
         with pytest.raises(PluginError, match=f"'{name}' is claimed twice"):
             group.add_command(click.Command(name))
+
+
+def test_plugins_add_commands(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Listed from packaging metadata alone; imported when used."""
+
+    class Adds:
+        @hookimpl
+        def register_commands(self, cli: click.Group) -> None:
+            cli.add_command(click.Command("serve", callback=lambda: click.echo("serving"), help="Serve it."))
+
+    monkeypatch.setattr(main_module, "_declared", lambda: {"serve": "a-plugin"})
+    assert run(["--help"]) == 0
+    assert "serve" in (shown := capfd.readouterr().out) and "From plugin a-plugin." in shown
+    monkeypatch.setattr(plugin_manager, "discover", lambda: discover([Adds()]))
+    assert run(["serve"]) == 0
+    assert capfd.readouterr().out == "serving\n"
+    assert run(["serv"]) == 2
+    assert "did you mean serve?" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -78,7 +78,8 @@ def test_complaints(tmp_path: Path, capfd: Capture) -> None:
         ([str(tmp_path / "nowhere")], 1, "does not exist"),
         (["org/name"], 1, "dsv3rt download org/name"),
         ([str(tmp_path / "empty")], 1, "no config.json"),
-        ([str(folder), "-c", "999999"], 1, "beyond max_position_embeddings"),
+        ([str(folder), "-c", "999999"], 2, "context 999999 is outside 1..4096"),
+        ([str(folder), "--routing", "bias_topc"], 1, "did you mean 'bias_topk'?"),
         ([str(folder), "-c", "0"], 2, "0 is not in the range"),
     ]:
         assert run(["inspect", *arguments]) == code

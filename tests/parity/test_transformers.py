@@ -14,6 +14,8 @@ from parity_cases import Case, all_cases, make, reference
 
 from dsv3rt.generate.sequence import Sequence
 from dsv3rt.runtime import Runtime, load
+from dsv3rt.testing.presets import FP8_CONFIG
+from dsv3rt.testing.synth import random_checkpoint
 
 TOLERANCE = 1e-3
 LENGTHS = (1, 2, 17, 300)
@@ -45,6 +47,33 @@ def test_logits(case: Case, tmp_path: Path) -> None:
     model, mine = reference(checkpoint, tmp_path / "reference"), runtime(checkpoint)
     for length in LENGTHS:
         close(mine.logits(prompt(length)), expected(model, prompt(length)))
+
+
+V3 = Case("deepseek_v3", groups=4, yarn=True)
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "float16": ({}, {"dtype": torch.float16}),
+    "float32": ({}, {"dtype": torch.float32}),
+    "tied embeddings": ({"tie_word_embeddings": True}, {}),
+    "attention bias": ({"attention_bias": True}, {}),
+    "weights not renormalised": ({"norm_topk_prob": False}, {}),
+    "all layers dense": ({"first_k_dense_replace": 3}, {}),
+    "more groups kept": ({"topk_group": 3}, {}),
+    "another eps": ({"rms_norm_eps": 1e-3}, {}),
+    "newer tools' rope": (
+        {"rope_scaling": None, "rope_theta": None, "rope_parameters": {"rope_type": "default", "rope_theta": 5e4}},
+        {},
+    ),
+    "power-of-two scales": ({"quantization_config": {**FP8_CONFIG, "scale_fmt": "ue8m0"}}, {}),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants(name: str, tmp_path: Path) -> None:
+    """Keys of config.json and storage formats beside the grid."""
+    keys, options = VARIANTS[name]
+    checkpoint = random_checkpoint(tmp_path / "made", V3.config() | {"quantization_config": None} | keys, **options)
+    model = reference(checkpoint, tmp_path / "reference")
+    close(runtime(checkpoint).logits(prompt(50)), expected(model, prompt(50)))
 
 
 GREEDY = [

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from dsv3rt.assembly import AssemblyPlan, Progress, build, resolve_plan
-from dsv3rt.chat.reasoning import ReasoningSplitter, thought_is_open
+from dsv3rt.chat.prompt import write_prompt
+from dsv3rt.chat.reasoning import ReasoningSplitter
 from dsv3rt.chat.template import load_chat_format
 from dsv3rt.chat.tokenizers import load_tokenizer
 from dsv3rt.compile.engine import Engine
@@ -204,11 +205,9 @@ class Runtime:
         **options: Any,
     ) -> Any:
         """Answer a conversation ([{"role": "user", "content": ...}, ...]): a Generation, or a Stream if `stream`."""
-        prompt = self.render(messages, tools=tools, **(template_kwargs or {}))
-        ids = self.tokenizer.encode(prompt, add_bos=False, allow_special=True)
-        tags = self.chat_format.reasoning_tags
-        splitter = ReasoningSplitter(tags, opened=thought_is_open(prompt, tags))
-        result = self.stream(ids, reasoning=splitter, **options)
+        prompt = write_prompt(self.tokenizer, self.chat_format, messages, tools=tools, **(template_kwargs or {}))
+        splitter = ReasoningSplitter(self.chat_format.reasoning_tags, opened=prompt.thought_open)
+        result = self.stream(prompt.token_ids, reasoning=splitter, **options)
         return result if stream else result.generation
 
     # -- one answer ---------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from dsv3rt.config import ModelConfig
 from dsv3rt.errors import PluginError, UsageError, UserError
 from dsv3rt.interfaces import HeadSite, Options, Quantization, RoutingObserver, Site
 from dsv3rt.model.decoder import Block, Decoder
-from dsv3rt.model.ffn import FFN, MoE
+from dsv3rt.model.ffn import MoE, make_ffn
 from dsv3rt.plugin_manager import Offer, Owner, Plugins
 
 SLOTS = ("attention", "routing", "quantization", "head")
@@ -210,7 +210,7 @@ def build(plan: AssemblyPlan, plugins: Plugins, observers: Sequence[RoutingObser
                 ffn_site = site("routing", layer, f"{prefix}.mlp", quantization)
                 mlp: nn.Module = MoE(ffn_site, router, tuple(observers))
             else:
-                mlp = FFN(quantization, config.hidden_size, config.intermediate_size, prefix=f"{prefix}.mlp")
+                mlp = make_ffn(quantization, config.hidden_size, config.intermediate_size, prefix=f"{prefix}.mlp")
             return Block(config, attention, mlp)
 
         blocks = [make_block(layer) for layer in range(config.num_hidden_layers)]

@@ -128,6 +128,17 @@ class Quantization(Protocol):
         ...
 
 
+@runtime_checkable
+class FusesFFN(Protocol):
+    """What a Quantization may offer besides: a whole feed-forward network as one module, so that one kernel computes
+    it."""
+
+    def ffn(self, hidden: int, intermediate: int, *, prefix: str) -> nn.Module:
+        """y = down(silu(gate x) * (up x)); children `gate_proj`, `up_proj`, `down_proj` are named as in the
+        checkpoint."""
+        ...
+
+
 @dataclass(frozen=True)
 class Drafts:
     """What a head proposes to follow the newest token."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dsv3rt.interfaces import Quantization, RoutingObserver, Site
+from dsv3rt.interfaces import FusesFFN, Quantization, RoutingObserver, Site
 
 
 class FFN(nn.Module):
@@ -23,6 +23,13 @@ class FFN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
         return y
+
+
+def make_ffn(quantization: Quantization, hidden: int, intermediate: int, *, prefix: str) -> nn.Module:
+    """The network as one module of the quantization's own, where it offers that (`interfaces.FusesFFN`)."""
+    if isinstance(quantization, FusesFFN):
+        return quantization.ffn(hidden, intermediate, prefix=prefix)
+    return FFN(quantization, hidden, intermediate, prefix=prefix)
 
 
 class MoE(nn.Module):
@@ -40,7 +47,7 @@ class MoE(nn.Module):
         self.shared_experts: nn.Module | None = None
         if config.n_shared_experts:
             width = config.moe_intermediate_size * config.n_shared_experts
-            self.shared_experts = FFN(make, config.hidden_size, width, prefix=f"{site.prefix}.shared_experts")
+            self.shared_experts = make_ffn(make, config.hidden_size, width, prefix=f"{site.prefix}.shared_experts")
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])

@@ -17,6 +17,7 @@
 // Never include this header in a file that is compiled once per instruction set: use dsv3rt_simd.h there.
 #pragma once
 #include <dlfcn.h>
+#include <sched.h>
 
 #include <algorithm>
 #include <atomic>
@@ -308,7 +309,13 @@ class alignas(64) Tickets {
     }
   }
   void wait() const {
-    while (done_.load(std::memory_order_acquire) < total_) pause_cpu();
+    for (int spins = 0; done_.load(std::memory_order_acquire) < total_; ++spins) {
+      if (spins < 4096) {
+        pause_cpu();
+      } else {
+        sched_yield();  // the cores are shared with others, who may hold the one that is needed
+      }
+    }
   }
 
  private:

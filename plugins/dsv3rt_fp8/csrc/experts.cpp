@@ -1,0 +1,249 @@
+// Operators experts, fp8_ffn and dense_ffn: y = down(silu(gate x) * (up x)), for the experts a router chose, or for one network.
+//
+// Two phases in one parallel region. First: rows of gate and up, GROUP at a time, for every expert that some token chose, into h.
+// Then: rows of y, each from all experts; a token's experts are added in the order of its slots, so that nothing depends on which
+// other tokens are there.
+// T tokens, K slots of a token, P = T*K pairs, D hidden, F intermediate, E experts.
+#include <vector>
+
+#include "products.h"
+
+namespace {
+
+using dsv3rt::check;
+using dsv3rt::torch_api;
+
+struct Network {
+  Matrix gate, up, down;
+};
+
+struct Visit {  // an expert and the pairs that want it: sorted places [begin, end)
+  int64_t expert, begin, end;
+};
+
+// The pairs sorted by expert: experts ascending, pairs of one expert ascending.
+struct Plan {
+  std::vector<int64_t> pairs;  // place -> pair
+  std::vector<int64_t> place;  // pair -> place
+  std::vector<Visit> visits;
+  int64_t most = 0;  // pairs of the busiest expert
+
+  void sort(const int64_t* ids, int64_t count, int64_t experts) {
+    std::vector<int64_t> next(static_cast<size_t>(experts), 0);
+    for (int64_t p = 0; p < count; ++p) {
+      check(ids[p] >= 0 && ids[p] < experts, "experts: an id is out of range");
+      ++next[static_cast<size_t>(ids[p])];
+    }
+    visits.clear();
+    most = 0;
+    int64_t begin = 0;
+    for (int64_t e = 0; e < experts; ++e) {
+      const int64_t wanted = next[static_cast<size_t>(e)];
+      next[static_cast<size_t>(e)] = begin;
+      if (wanted) visits.push_back({e, begin, begin + wanted});
+      begin += wanted;
+      most = std::max(most, wanted);
+    }
+    pairs.resize(static_cast<size_t>(count));
+    place.resize(static_cast<size_t>(count));
+    for (int64_t p = 0; p < count; ++p) {
+      const int64_t at = next[static_cast<size_t>(ids[p])]++;
+      pairs[static_cast<size_t>(at)] = p;
+      place[static_cast<size_t>(p)] = at;
+    }
+  }
+
+  void all_to_one(int64_t tokens) {
+    visits.assign(1, {0, 0, tokens});
+    most = tokens;
+    pairs.resize(static_cast<size_t>(tokens));
+    for (int64_t t = 0; t < tokens; ++t) pairs[static_cast<size_t>(t)] = t;
+  }
+};
+
+struct XTag {};
+struct HTag {};
+struct OwnTag {};
+struct RowsTag {};
+
+struct Shape {
+  int64_t tokens, slots, hidden, intermediate;
+};
+
+// networks(e) -> Network, all in one format. weights null: one slot of weight 1.
+template <class Networks>
+void compute(const Networks& networks, const Plan& plan, const Shape& shape, const float* x, const float* weights, float* y) {
+  const Kernels& k = kernels();
+  const auto [tokens, slots, hidden, intermediate] = shape;
+  const int64_t pairs = tokens * slots, width = padded(intermediate), visits = static_cast<int64_t>(plan.visits.size());
+  const Matrix sample = networks(plan.visits[0].expert).gate;
+  const Format format = sample.format;
+  const int64_t bytes = 3 * intermediate * sample.row_bytes();
+  const int64_t threads = dsv3rt::threads_for(bytes * std::max(visits, pairs / 2));
+  const Arranged<XTag> arranged(format, x, tokens, hidden, threads);
+  const float* const* xs = arranged.rows();
+  float* h = dsv3rt::scratch<HTag>(pairs * width);  // [P, width], in the order that `down` is unpacked in
+
+  const int64_t groups = divide_up(intermediate, GROUP), span = ticket_rows(hidden, threads, pairs > 64 ? 128 : 64);
+  const int64_t dot_floats = k.scratch_floats(plan.most), own_floats = std::max(2 * plan.most * GROUP, pairs * span);
+  dsv3rt::Tickets first, second;
+  first.reset(visits * groups);
+  second.reset(divide_up(hidden, span));
+
+  dsv3rt::parallel(threads, [&](int64_t) {
+    float* dots = dsv3rt::scratch<DotScratch>(dot_floats);
+    float* own = dsv3rt::scratch<OwnTag>(own_floats);
+    const float** rows = reinterpret_cast<const float**>(dsv3rt::scratch<RowsTag>(plan.most * 2));
+
+    first.run([&](int64_t ticket) {
+      const Visit& visit = plan.visits[static_cast<size_t>(ticket / groups)];
+      const Network network = networks(visit.expert);
+      const int64_t row = ticket % groups * GROUP, size = std::min(GROUP, intermediate - row), count = visit.end - visit.begin;
+      const int64_t* mine = plan.pairs.data() + visit.begin;
+      for (int64_t i = 0; i < count; ++i) rows[i] = xs[mine[i] / slots];
+      float *gate = own, *up = own + count * GROUP;
+      k.dot(network.gate, row, size, rows, count, gate, GROUP, dots);
+      k.dot(network.up, row, size, rows, count, up, GROUP, dots);
+      for (int64_t i = 0; i < count; ++i) {
+        k.silu_mul(gate + i * GROUP, up + i * GROUP, size);
+        k.arrange(format, gate + i * GROUP, size, h + mine[i] * width + row);
+      }
+    });
+    first.wait();
+
+    second.run([&](int64_t ticket) {
+      const int64_t row = ticket * span, size = std::min(span, hidden - row);
+      for (const Visit& visit : plan.visits) {
+        const int64_t count = visit.end - visit.begin;
+        for (int64_t i = 0; i < count; ++i) rows[i] = h + plan.pairs[static_cast<size_t>(visit.begin + i)] * width;
+        if (weights == nullptr) {
+          k.dot(networks(0).down, row, size, rows, count, y + row, hidden, dots);
+        } else {
+          k.dot(networks(visit.expert).down, row, size, rows, count, own + visit.begin * span, span, dots);
+        }
+      }
+      if (weights == nullptr) return;
+      for (int64_t t = 0; t < tokens; ++t) std::memset(y + t * hidden + row, 0, static_cast<size_t>(size) * sizeof(float));
+      for (int64_t p = 0; p < pairs; ++p)
+        k.add_scaled(y + p / slots * hidden + row, own + plan.place[static_cast<size_t>(p)] * span, weights[p], size);
+    });
+  });
+}
+
+constexpr const char* EXPERTS_SHAPES =
+    "experts: x must be float32 [T, D], weights float32 [T, K], ids int64 [T, K], table int64 [E, 3, 2], all contiguous";
+
+Tensor experts(const Tensor& x, const Tensor& weights, const Tensor& ids, const Tensor& table, int64_t intermediate,
+               int64_t format) {
+  check(x.dims() == 2 && weights.dims() == 2 && ids.dims() == 2 && table.dims() == 3, EXPERTS_SHAPES);
+  const int64_t tokens = x.size(0), hidden = x.size(1), slots = ids.size(1), count = table.size(0);
+  check(weights.size(0) == tokens && ids.size(0) == tokens && weights.size(1) == slots && table.size(1) == 3 &&
+            table.size(2) == 2 && ids.contiguous() && table.contiguous() && ids.dtype() == torch_api.int64 &&
+            table.dtype() == torch_api.int64 && intermediate > 0 && format >= 0 && format <= 3,
+        EXPERTS_SHAPES);
+  const float *xs = x.floats(EXPERTS_SHAPES), *w = weights.floats(EXPERTS_SHAPES);
+  const int64_t *chosen = ids.data<int64_t>(), *pointers = table.data<int64_t>();
+  Tensor y = Tensor::empty(x.sizes(), 2, torch_api.float32);
+  float* out = y.data<float>();
+  const auto networks = [&](int64_t expert) {
+    const auto matrix = [&](int64_t which, int64_t columns) {
+      const int64_t* entry = pointers + (expert * 3 + which) * 2;
+      return Matrix{reinterpret_cast<const uint8_t*>(entry[0]), reinterpret_cast<const uint8_t*>(entry[1]),
+                    static_cast<Format>(format), columns};
+    };
+    return Network{matrix(0, hidden), matrix(1, hidden), matrix(2, intermediate)};
+  };
+  for (int64_t begin = 0; begin < tokens; begin += PREFILL_TOKENS) {
+    const int64_t some = std::min(PREFILL_TOKENS, tokens - begin);
+    static thread_local Plan plan;
+    plan.sort(chosen + begin * slots, some * slots, count);
+    compute(networks, plan, {some, slots, hidden, intermediate}, xs + begin * hidden, w + begin * slots, out + begin * hidden);
+  }
+  return y;
+}
+
+constexpr const char* FFN_SHAPES = "ffn: x must be contiguous float32 [..., D], gate and up [F, D], down [D, F] in one format";
+
+Tensor ffn(const Tensor& x, const Network& network, int64_t intermediate) {
+  const int64_t hidden = network.gate.columns;
+  const float* xs = x.floats(FFN_SHAPES);
+  check(x.dims() >= 1 && x.size(-1) == hidden, FFN_SHAPES);
+  const int64_t tokens = hidden ? x.numel() / hidden : 0;
+  Tensor y = Tensor::empty(x.sizes(), x.dims(), torch_api.float32);
+  float* out = y.data<float>();
+  for (int64_t begin = 0; begin < tokens; begin += PREFILL_TOKENS) {
+    const int64_t some = std::min(PREFILL_TOKENS, tokens - begin);
+    static thread_local Plan plan;
+    plan.all_to_one(some);
+    compute([&](int64_t) { return network; }, plan, {some, 1, hidden, intermediate}, xs + begin * hidden, nullptr,
+            out + begin * hidden);
+  }
+  return y;
+}
+
+Matrix matrix_of(const Tensor& weight, const uint8_t* scales, Format format) {
+  check(weight.dims() == 2 && weight.contiguous(), FFN_SHAPES);
+  return {weight.data<uint8_t>(), scales, format, weight.size(1)};
+}
+
+int64_t intermediate_of(const Tensor& gate, const Tensor& up, const Tensor& down) {
+  const int64_t rows = gate.size(0), columns = gate.size(1);
+  check(up.size(0) == rows && up.size(1) == columns && down.size(0) == columns && down.size(1) == rows, FFN_SHAPES);
+  return rows;
+}
+
+Tensor dense_ffn(const Tensor& x, const Tensor& gate, const Tensor& up, const Tensor& down) {
+  const int32_t dtype = gate.dtype();
+  const Format format = dtype == torch_api.bfloat16 ? Format::BF16 : dtype == torch_api.float16 ? Format::F16 : Format::F32;
+  check((format != Format::F32 || dtype == torch_api.float32) && up.dtype() == dtype && down.dtype() == dtype, FFN_SHAPES);
+  const Network network{matrix_of(gate, nullptr, format), matrix_of(up, nullptr, format), matrix_of(down, nullptr, format)};
+  return ffn(x, network, intermediate_of(gate, up, down));
+}
+
+const uint8_t* scales_of(const Tensor& scales, const Tensor& weight) {
+  check(weight.dtype() == torch_api.e4m3 && scales.dtype() == torch_api.float32 && scales.dims() == 2 && scales.contiguous() &&
+            scales.size(0) == divide_up(weight.size(0), BLOCK) && scales.size(1) == divide_up(weight.size(1), BLOCK),
+        "fp8_ffn: weights must be float8_e4m3fn [N, K] with scales float32 [ceil(N/128), ceil(K/128)]");
+  return scales.data<uint8_t>();
+}
+
+Tensor fp8_ffn(const Tensor& x, const Tensor& gate, const Tensor& gate_scale_inv, const Tensor& up, const Tensor& up_scale_inv,
+               const Tensor& down, const Tensor& down_scale_inv) {
+  const Network network{matrix_of(gate, scales_of(gate_scale_inv, gate), Format::E4M3),
+                        matrix_of(up, scales_of(up_scale_inv, up), Format::E4M3),
+                        matrix_of(down, scales_of(down_scale_inv, down), Format::E4M3)};
+  return ffn(x, network, intermediate_of(gate, up, down));
+}
+
+}  // namespace
+
+void register_experts(dsv3rt::Registrar& registrar) {
+  DSV3RT_OP("experts(Tensor x, Tensor weights, Tensor ids, Tensor table, int intermediate, int format) -> Tensor", experts);
+  DSV3RT_OP("dense_ffn(Tensor x, Tensor gate, Tensor up, Tensor down) -> Tensor", dense_ffn);
+  DSV3RT_OP(
+      "fp8_ffn(Tensor x, Tensor gate, Tensor gate_scale_inv, Tensor up, Tensor up_scale_inv, Tensor down, "
+      "Tensor down_scale_inv) -> Tensor",
+      fp8_ffn);
+}
+
+using dsv3rt::Handle;
+
+DSV3RT_EXPORT int32_t aoti_torch_cpu_experts(Handle x, Handle weights, Handle ids, Handle table, int64_t intermediate,
+                                             int64_t format, Handle* y) {
+  return dsv3rt::shim_call(y, [&] {
+    return experts(Tensor::borrow(x), Tensor::borrow(weights), Tensor::borrow(ids), Tensor::borrow(table), intermediate, format);
+  });
+}
+
+DSV3RT_EXPORT int32_t aoti_torch_cpu_dense_ffn(Handle x, Handle gate, Handle up, Handle down, Handle* y) {
+  return dsv3rt::shim_call(
+      y, [&] { return dense_ffn(Tensor::borrow(x), Tensor::borrow(gate), Tensor::borrow(up), Tensor::borrow(down)); });
+}
+
+DSV3RT_EXPORT int32_t aoti_torch_cpu_fp8_ffn(Handle x, Handle gate, Handle gate_scale_inv, Handle up, Handle up_scale_inv,
+                                             Handle down, Handle down_scale_inv, Handle* y) {
+  return dsv3rt::shim_call(y, [&] {
+    return fp8_ffn(Tensor::borrow(x), Tensor::borrow(gate), Tensor::borrow(gate_scale_inv), Tensor::borrow(up),
+                   Tensor::borrow(up_scale_inv), Tensor::borrow(down), Tensor::borrow(down_scale_inv));
+  });
+}

@@ -1,0 +1,48 @@
+// The functions of kernels.simd.cpp, one table per instruction set; and what a stored matrix is.
+//
+// A product y = x W^T sums over the columns of W with one float32 accumulator per lane, in one fixed order, for every number of
+// tokens: so a token's result is bitwise the same alone, beside others, and in prefill.
+#pragma once
+#include <cstdint>
+
+enum class Format : int64_t { E4M3 = 0, BF16 = 1, F16 = 2, F32 = 3 };
+
+constexpr int64_t GROUP = 64;   // rows of x are padded to a multiple of this
+constexpr int64_t BLOCK = 128;  // rows and columns that share a scale
+
+constexpr int64_t padded(int64_t columns) { return (columns + GROUP - 1) / GROUP * GROUP; }
+
+// A row-major matrix as it lies in the checkpoint; pointers may be unaligned.
+struct Matrix {
+  const uint8_t* data;
+  const uint8_t* scales;  // E4M3: float32 [ceil(rows/128), ceil(columns/128)], else null
+  Format format;
+  int64_t columns;
+
+  int64_t row_bytes() const { return columns * (format == Format::E4M3 ? 1 : format == Format::F32 ? 4 : 2); }
+};
+
+struct Kernels {
+  // Reorder one row of x as `format` is unpacked, and pad it with zeros to padded(columns).
+  void (*arrange)(Format format, const float* x, int64_t columns, float* arranged);
+  // Whether `arrange` only pads.
+  bool (*natural)(Format format);
+  // y[t * y_stride + r] = W[first + r] . x[t] for r < rows, t < tokens; x[t] are arranged rows. `scratch_floats` says how many
+  // floats of scratch it needs.
+  void (*dot)(const Matrix& w, int64_t first, int64_t rows, const float* const* x, int64_t tokens, float* y, int64_t y_stride,
+              float* scratch);
+  int64_t (*scratch_floats)(int64_t tokens);
+  // gate = silu(gate) * up
+  void (*silu_mul)(float* gate, const float* up, int64_t size);
+  // y += factor * x
+  void (*add_scaled)(float* y, const float* x, float factor, int64_t size);
+  // Whether any byte is one of e4m3's two NaN codes.
+  bool (*has_nan)(const uint8_t* codes, int64_t bytes);
+};
+
+namespace dsv3rt_portable { extern const Kernels kernels; }
+#if defined(__x86_64__)
+namespace dsv3rt_avx2 { extern const Kernels kernels; }
+namespace dsv3rt_avx512 { extern const Kernels kernels; }
+namespace dsv3rt_avx512vbmi { extern const Kernels kernels; }
+#endif

@@ -1,0 +1,97 @@
+// Operators fp8_linear and dense_linear: y = x W^T with W as it lies in the checkpoint; and the search for NaN codes.
+#include "products.h"
+
+DSV3RT_LIBRARY_MAIN
+
+namespace {
+
+using dsv3rt::check;
+using dsv3rt::torch_api;
+
+Format dense_format(int32_t dtype) {
+  if (dtype == torch_api.bfloat16) return Format::BF16;
+  if (dtype == torch_api.float16) return Format::F16;
+  check(dtype == torch_api.float32, "dense_linear: the weight must be float32, bfloat16 or float16");
+  return Format::F32;
+}
+
+struct XTag {};
+
+void product(const Matrix& w, int64_t rows, const float* x, int64_t tokens, float* y) {
+  const int64_t work_per_token = rows * w.row_bytes();
+  const int64_t threads = dsv3rt::threads_for(work_per_token * std::max<int64_t>(1, tokens / 2));
+  const Kernels& k = kernels();
+  for (int64_t begin = 0; begin < tokens; begin += PREFILL_TOKENS) {
+    const int64_t count = std::min(PREFILL_TOKENS, tokens - begin);
+    const Arranged<XTag> arranged(w.format, x + begin * w.columns, count, w.columns, threads);
+    const float* const* xs = arranged.rows();
+    const int64_t span = ticket_rows(rows, threads, 128), scratch = k.scratch_floats(count);
+    dsv3rt::Tickets work;
+    work.reset(divide_up(rows, span));
+    dsv3rt::parallel(std::min(threads, divide_up(rows, span)), [&](int64_t) {
+      float* own = dsv3rt::scratch<DotScratch>(scratch);
+      work.run([&](int64_t i) {
+        const int64_t first = i * span;
+        k.dot(w, first, std::min(span, rows - first), xs, count, y + begin * rows + first, rows, own);
+      });
+    });
+  }
+}
+
+Tensor linear(const Tensor& x, const Tensor& weight, const uint8_t* scales, Format format) {
+  const int64_t dims = x.dims();
+  check(dims >= 1 && dims <= 8 && weight.dims() == 2 && weight.contiguous(), "linear: x must be [..., K] and the weight [N, K]");
+  const float* data = x.floats("linear: x must be contiguous float32");
+  const int64_t rows = weight.size(0), columns = weight.size(1);
+  check(x.size(-1) == columns, "linear: x and the weight differ in their last dimension");
+  int64_t sizes[8], tokens = 1;
+  for (int64_t d = 0; d + 1 < dims; ++d) tokens *= sizes[d] = x.size(d);
+  sizes[dims - 1] = rows;
+  Tensor y = Tensor::empty(sizes, dims, torch_api.float32);
+  product({weight.data<uint8_t>(), scales, format, columns}, rows, data, tokens, y.data<float>());
+  return y;
+}
+
+Tensor fp8_linear(const Tensor& x, const Tensor& weight, const Tensor& scale_inv) {
+  check(weight.dtype() == torch_api.e4m3 && weight.dims() == 2, "fp8_linear: the weight must be float8_e4m3fn [N, K]");
+  check(scale_inv.dtype() == torch_api.float32 && scale_inv.dims() == 2 && scale_inv.contiguous() &&
+            scale_inv.size(0) == divide_up(weight.size(0), BLOCK) && scale_inv.size(1) == divide_up(weight.size(1), BLOCK),
+        "fp8_linear: the scales must be float32 [ceil(N/128), ceil(K/128)]");
+  return linear(x, weight, scale_inv.data<uint8_t>(), Format::E4M3);
+}
+
+Tensor dense_linear(const Tensor& x, const Tensor& weight) { return linear(x, weight, nullptr, dense_format(weight.dtype())); }
+
+}  // namespace
+
+DSV3RT_EXPORT int32_t aoti_torch_cpu_fp8_linear(dsv3rt::Handle x, dsv3rt::Handle weight, dsv3rt::Handle scale_inv,
+                                                dsv3rt::Handle* y) {
+  return dsv3rt::shim_call(
+      y, [&] { return fp8_linear(Tensor::borrow(x), Tensor::borrow(weight), Tensor::borrow(scale_inv)); });
+}
+
+DSV3RT_EXPORT int32_t aoti_torch_cpu_dense_linear(dsv3rt::Handle x, dsv3rt::Handle weight, dsv3rt::Handle* y) {
+  return dsv3rt::shim_call(y, [&] { return dense_linear(Tensor::borrow(x), Tensor::borrow(weight)); });
+}
+
+// Whether `bytes` e4m3 codes hold a NaN. Reads with all threads.
+DSV3RT_EXPORT int dsv3rt_has_nan(const uint8_t* codes, int64_t bytes) {
+  constexpr int64_t piece = 1 << 20;
+  std::atomic<bool> found{false};
+  dsv3rt::Tickets work;
+  work.reset(divide_up(bytes, piece));
+  dsv3rt::parallel(dsv3rt::threads_for(bytes), [&](int64_t) {
+    work.run([&](int64_t i) {
+      if (kernels().has_nan(codes + i * piece, std::min(piece, bytes - i * piece))) found = true;
+    });
+  });
+  return found;
+}
+
+void register_experts(dsv3rt::Registrar& registrar);
+
+DSV3RT_OPERATORS {
+  DSV3RT_OP("fp8_linear(Tensor x, Tensor weight, Tensor scale_inv) -> Tensor", fp8_linear);
+  DSV3RT_OP("dense_linear(Tensor x, Tensor weight) -> Tensor", dense_linear);
+  register_experts(registrar);
+}

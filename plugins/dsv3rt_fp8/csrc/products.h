@@ -1,0 +1,62 @@
+// What linear.cpp and experts.cpp share: choosing kernels, reading tensors as matrices, arranging activations.
+// T tokens, N rows (outputs), K columns (inputs).
+#pragma once
+#include "dsv3rt_native.h"
+#include "kernels.h"
+
+inline const Kernels& kernels() {
+#if defined(__x86_64__)
+  switch (dsv3rt::selected_variant) {
+    case dsv3rt::VARIANT_AVX512VBMI: return dsv3rt_avx512vbmi::kernels;
+    case dsv3rt::VARIANT_AVX512: return dsv3rt_avx512::kernels;
+    case dsv3rt::VARIANT_AVX2: return dsv3rt_avx2::kernels;
+    default: break;
+  }
+#endif
+  return dsv3rt_portable::kernels;
+}
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+constexpr int64_t PREFILL_TOKENS = 512;  // tokens worked on at a time, so that scratch stays bounded
+
+// The T rows of x in the order in which a format is unpacked: x itself where possible, else a copy in this thread's scratch.
+template <class Tag>
+class Arranged {
+ public:
+  // `parallel_threads` > 1 spreads the copying.
+  Arranged(Format format, const float* x, int64_t tokens, int64_t columns, int64_t threads) {
+    rows_ = reinterpret_cast<const float**>(dsv3rt::scratch<RowsTag>(tokens * static_cast<int64_t>(sizeof(float*) / 4)));
+    if (kernels().natural(format) && columns % GROUP == 0) {
+      for (int64_t t = 0; t < tokens; ++t) rows_[t] = x + t * columns;
+      return;
+    }
+    const int64_t width = padded(columns);
+    float* out = dsv3rt::scratch<Tag>(tokens * width);
+    for (int64_t t = 0; t < tokens; ++t) rows_[t] = out + t * width;
+    const auto arrange = kernels().arrange;
+    if (threads <= 1 || tokens <= 16) {
+      for (int64_t t = 0; t < tokens; ++t) arrange(format, x + t * columns, columns, out + t * width);
+      return;
+    }
+    dsv3rt::Tickets work;
+    work.reset(tokens);
+    dsv3rt::parallel(threads, [&](int64_t) {
+      work.run([&](int64_t t) { arrange(format, x + t * columns, columns, out + t * width); });
+    });
+  }
+  const float* const* rows() const { return rows_; }
+
+ private:
+  struct RowsTag {};
+  const float** rows_;
+};
+
+// Rows of a matrix that one ticket covers: whole register sets, small enough that all threads have work.
+inline int64_t ticket_rows(int64_t rows, int64_t threads, int64_t most) {
+  int64_t size = most;
+  while (size > 16 && divide_up(rows, size) < 4 * threads) size /= 2;
+  return size;
+}
+
+struct DotScratch {};

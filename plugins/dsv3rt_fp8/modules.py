@@ -1,0 +1,157 @@
+"""A matrix and a feed-forward network, in whatever format the checkpoint stores them.
+
+On the CPU weights stay where they lie in the mapped file, and native kernels compute from there in float32. Where
+gradients are wanted, and where there are no native kernels, plain torch computes the same.
+
+Legend: N outputs, K inputs, D hidden, F intermediate, `...` any leading dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dsv3rt.errors import CheckpointError
+from dsv3rt.interfaces import TensorSource
+from dsv3rt_fp8 import native_ops, numerics
+
+DENSE = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How a quantization wants its matrices kept and used."""
+
+    dtype: torch.dtype
+    """Activations' dtype; parameters that no checkpoint fills have it too."""
+    round_input: Callable[[Tensor], Tensor] | None = None
+    """Applied to the input of products with FP8 weights (W8A8 numerics)."""
+    check_nan: bool = True
+    """Look for NaN codes while loading (reads the weights once)."""
+
+
+def wants_grad(*tensors: Tensor) -> bool:
+    """Whether autograd has to see a product of these."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def read_weight(
+    source: TensorSource, prefix: str, shape: tuple[int, int], storage: Storage
+) -> tuple[Tensor, Tensor | None]:
+    """(weight, scales or None) of the matrix `prefix` as they lie in the checkpoint. Raises CheckpointError."""
+    name, scale_name = f"{prefix}.weight", f"{prefix}.weight_scale_inv"
+    weight = source.get(name, shape=shape)
+    if weight.dtype in DENSE:
+        return weight, None
+    if weight.dtype != torch.float8_e4m3fn:
+        kind = str(weight.dtype).removeprefix("torch.")
+        raise CheckpointError(f"{name} is stored as {kind}", fix="known: float8_e4m3fn, bfloat16, float16, float32")
+    if scale_name not in source:
+        raise CheckpointError(f"{name} is FP8 but {scale_name} is missing", fix="download the checkpoint again")
+    scale = source.get(scale_name, shape=numerics.grid(*shape)).float()
+    if not bool(torch.isfinite(scale).all()):
+        raise CheckpointError(f"{scale_name} holds NaN or infinity", fix="download the checkpoint again")
+    if storage.check_nan and native_ops.has_nan(weight):
+        raise CheckpointError(f"{name} holds NaN", fix="download the checkpoint again")
+    return weight, scale
+
+
+class Linear(nn.Module):
+    """y = x W^T (+ b). Parameters `weight`, `bias`; with FP8 storage also the buffer `weight_scale_inv`."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    weight_scale_inv: Tensor | None
+
+    def __init__(self, in_features: int, out_features: int, storage: Storage, *, bias: bool = False) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.storage = storage
+        self.native = False
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, dtype=storage.dtype))
+        self.bias = nn.Parameter(torch.empty(out_features, dtype=storage.dtype)) if bias else None
+        self.register_buffer("weight_scale_inv", None)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, {str(self.weight.dtype).removeprefix('torch.')}"
+
+    def load_tensors(self, source: TensorSource, prefix: str, device: torch.device) -> None:
+        """Take weight, scales and bias; on the CPU without a copy."""
+        weight, scale = read_weight(source, prefix, (self.out_features, self.in_features), self.storage)
+        if scale is None and device.type != "cpu":
+            weight = weight.to(self.storage.dtype)
+        self.weight = nn.Parameter(weight.to(device), requires_grad=False)
+        self.weight_scale_inv = None if scale is None else scale.to(device)
+        if self.bias is not None:
+            stored = source.get(f"{prefix}.bias", shape=(self.out_features,))
+            self.bias = nn.Parameter(stored.to(device, self.storage.dtype), requires_grad=False)
+        self.choose_kernel()
+
+    def choose_kernel(self) -> None:
+        """Decide how to compute, from where the weight is now."""
+        self.native = native_ops.native_on(self.weight.device) and self.weight.is_contiguous()
+
+    def train(self, mode: bool = True) -> Linear:
+        super().train(mode)
+        if not mode:
+            self.choose_kernel()
+        return self
+
+    def dequantized(self, dtype: torch.dtype) -> Tensor:
+        """The values [N, K] in `dtype`."""
+        if self.weight_scale_inv is None:
+            return self.weight.to(dtype)
+        return numerics.dequantize(self.weight, self.weight_scale_inv, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., K] -> [..., N] in the dtype of x."""
+        scale = self.weight_scale_inv
+        if scale is not None and self.storage.round_input is not None:
+            x = self.storage.round_input(x)
+        if self.native and not wants_grad(x, self.weight):
+            rows = x.float().contiguous()
+            if scale is None:
+                y = torch.ops.dsv3rt.dense_linear(rows, self.weight)
+            else:
+                y = torch.ops.dsv3rt.fp8_linear(rows, self.weight, scale)
+            y = y.to(x.dtype)
+        else:
+            y = F.linear(x, self.dequantized(x.dtype))
+        result: Tensor = y if self.bias is None else y + self.bias.to(x.dtype)
+        return result
+
+
+class FeedForward(nn.Module):
+    """down(silu(gate x) * (up x)), in one call of a native kernel where possible."""
+
+    def __init__(self, hidden: int, intermediate: int, storage: Storage) -> None:
+        super().__init__()
+        self.gate_proj = Linear(hidden, intermediate, storage)
+        self.up_proj = Linear(hidden, intermediate, storage)
+        self.down_proj = Linear(intermediate, hidden, storage)
+
+    def _fusible(self, x: Tensor) -> bool:
+        gate, up, down = self.gate_proj, self.up_proj, self.down_proj
+        if not (gate.native and up.native and down.native) or gate.storage.round_input is not None:
+            return False
+        if not gate.weight.dtype == up.weight.dtype == down.weight.dtype:
+            return False
+        return not wants_grad(x, gate.weight, up.weight, down.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., D] -> [..., D]."""
+        gate, up, down = self.gate_proj, self.up_proj, self.down_proj
+        if not self._fusible(x):
+            y: Tensor = down(F.silu(gate(x)) * up(x))
+            return y
+        rows = x.float().contiguous()
+        if gate.weight_scale_inv is None:
+            y = torch.ops.dsv3rt.dense_ffn(rows, gate.weight, up.weight, down.weight)
+        else:
+            pairs = ((m.weight, m.weight_scale_inv) for m in (gate, up, down))
+            y = torch.ops.dsv3rt.fp8_ffn(rows, *(tensor for pair in pairs for tensor in pair))
+        return y.to(x.dtype)

@@ -1,0 +1,103 @@
+"""The storage formats by name: `fp8_block` (official FP8 checkpoints) and `dense` (bfloat16, float16, float32).
+
+Both decide per matrix by what the checkpoint holds, so an FP8 checkpoint's unquantized matrices (head, `eh_proj`) are
+read as they are.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import nn
+
+from dsv3rt.errors import ConfigError, UsageError
+from dsv3rt.interfaces import Site
+from dsv3rt_fp8 import native_ops, numerics
+from dsv3rt_fp8.experts import Experts
+from dsv3rt_fp8.modules import FeedForward, Linear, Storage
+
+
+class _Quantization:
+    """What both formats share."""
+
+    name: str
+    storage: Storage
+
+    def linear(self, in_features: int, out_features: int, *, prefix: str, bias: bool = False) -> nn.Module:
+        return Linear(in_features, out_features, self.storage, bias=bias)
+
+    def ffn(self, hidden: int, intermediate: int, *, prefix: str) -> nn.Module:
+        return FeedForward(hidden, intermediate, self.storage)
+
+    def experts(self, num_experts: int, hidden: int, intermediate: int, *, prefix: str) -> nn.Module:
+        return Experts(num_experts, hidden, intermediate, self.storage)
+
+    def describe(self, device: torch.device) -> str:
+        if device.type != "cpu":
+            return f"torch on {device.type}"
+        native = native_ops.library()
+        if native is None:
+            return "plain torch (slow: no C++ compiler was found to build the native kernels)"
+        return f"native kernels, {native.variant}"
+
+
+class Dense(_Quantization):
+    """`dense`: matrices as stored, two or four bytes a value."""
+
+    name = "dense"
+
+    def __init__(self, site: Site) -> None:
+        _refuse_unknown(self.name, site, ())
+        self.storage = Storage(site.dtype)
+        stored = getattr(torch, site.config.torch_dtype, torch.bfloat16)
+        self.bytes_per_value = stored.itemsize if isinstance(stored, torch.dtype) else 2
+
+    def weight_bytes(self, in_features: int, out_features: int, *, prefix: str) -> int:
+        return in_features * out_features * self.bytes_per_value
+
+
+class BlockFP8(_Quantization):
+    """`fp8_block`: e4m3 with a float32 scale for every 128 x 128 values.
+
+    Options: `activations=fp8` rounds the input of every FP8 product to e4m3 with a scale for 1 x 128 values, as the
+    official code does (a reference for its numerics; slower); `check=off` skips the search for NaN codes.
+    """
+
+    name = "fp8_block"
+    UNQUANTIZED = ("lm_head", "eh_proj", "shared_head.head")
+
+    def __init__(self, site: Site) -> None:
+        activations = site.options.get("activations", "float")
+        check = site.options.get("check", "on")
+        _refuse_unknown(self.name, site, ("activations", "check"))
+        if activations not in ("float", "fp8"):
+            raise UsageError(f"fp8_block: activations={activations} is unknown", fix="known: float, fp8")
+        if check not in ("on", "off"):
+            raise UsageError(f"fp8_block: check={check} is unknown", fix="known: on, off")
+        block = site.config.quantization
+        if block is not None and (block.block_rows, block.block_cols) != (numerics.BLOCK, numerics.BLOCK):
+            raise ConfigError(
+                f"config.json: weight_block_size {block.block_rows} x {block.block_cols} is not supported",
+                fix="known: 128 x 128",
+            )
+        ue8m0 = block is not None and block.scale_fmt == "ue8m0"
+        round_input = functools.partial(numerics.round_activations, ue8m0=ue8m0) if activations == "fp8" else None
+        self.storage = Storage(site.dtype, round_input, check_nan=check == "on")
+
+    def weight_bytes(self, in_features: int, out_features: int, *, prefix: str) -> int:
+        if prefix.endswith(self.UNQUANTIZED):
+            return in_features * out_features * 2
+        rows, columns = numerics.grid(out_features, in_features)
+        return in_features * out_features + rows * columns * 4
+
+    def describe(self, device: torch.device) -> str:
+        rounding = ", activations rounded to FP8" if self.storage.round_input is not None else ""
+        return super().describe(device) + rounding
+
+
+def _refuse_unknown(name: str, site: Site, known: tuple[str, ...]) -> None:
+    if unknown := sorted(set(site.options) - set(known)):
+        raise UsageError(
+            f"{name} has no option {', '.join(unknown)}", fix=f"known: {', '.join(known)}" if known else "it has none"
+        )

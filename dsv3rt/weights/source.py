@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ class Checkpoint:
         self.consumed_bytes = 0
         self._open: dict[Path, Any] = {}
 
-    @property
+    @functools.cached_property
     def total_bytes(self) -> int:
         """Bytes of all tensors."""
         return sum(info.nbytes for info in self.infos.values())

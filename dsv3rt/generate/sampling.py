@@ -22,6 +22,8 @@ from dsv3rt.errors import UsageError, UserError
 
 _FIRST_NUCLEUS = 1024
 """How many of the likeliest tokens are looked at first when top-p alone cuts a whole vocabulary."""
+_BISECTIONS = 24
+"""Halvings of the range of probabilities: what is left of it holds few tokens, however flat the distribution."""
 
 
 @dataclass(frozen=True)
@@ -196,16 +198,36 @@ class Sampler:
 def _nucleus(probs: Tensor, top_p: float) -> Tensor:
     """Ascending indices of the smallest set of likeliest tokens whose mass reaches `top_p`; at least one.
 
-    Sorting a vocabulary of 160K costs more than everything else here, so the likeliest few are tried first.
+    Sorting a vocabulary of 160K costs more than everything else here. So the likeliest few are tried first; if they do
+    not suffice, bisection finds the probability at which the mass is reached, and only what lies next to it is sorted.
     """
-    size = min(_FIRST_NUCLEUS, probs.numel())
-    best, ids = torch.topk(probs, size)
-    while size < probs.numel() and float(best.sum(dtype=torch.float64)) < top_p:
-        size = min(8 * size, probs.numel())
-        best, ids = torch.topk(probs, size)
-    mass_before = best.double().cumsum(0) - best.double()
-    count = max(1, int((mass_before < top_p).sum()))
-    return ids[:count].sort().values
+    best, ids = torch.topk(probs, min(_FIRST_NUCLEUS, probs.numel()))
+    if best.numel() == probs.numel() or float(best.sum(dtype=torch.float64)) >= top_p:
+        return ids[_before(best, 0.0, top_p)].sort().values
+    low, high = 0.0, 2 * float(best[0])  # the mass of what is at least `low` reaches top_p, that of `high` does not
+    surely = 0.0
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        mass = float(torch.where(probs >= middle, probs, 0.0).sum(dtype=torch.float64))
+        if mass < top_p:
+            high, surely = middle, mass
+        else:
+            low = middle
+    border = ((probs >= low) & (probs < high)).nonzero()[:, 0]
+    ordered = torch.sort(probs[border], descending=True, stable=True)
+    kept = border[ordered.indices[_before(ordered.values, surely, top_p)]]
+    inside = probs >= high
+    inside[kept] = True
+    return inside.nonzero()[:, 0]
+
+
+def _before(descending: Tensor, mass: float, top_p: float) -> Tensor:
+    """Mask of those whose predecessors, `mass` included, do not yet reach `top_p`; the very first always belongs."""
+    before = descending.double().cumsum(0) - descending.double() + mass
+    inside = before < top_p
+    if mass == 0:
+        inside[:1] = True
+    return inside
 
 
 def _refuse_nan(score: Tensor) -> None:

@@ -76,6 +76,21 @@ def test_ties_with_the_kth_stay() -> None:
     assert (probs_V > 0).tolist() == [True, True, True, False]
 
 
+@pytest.mark.parametrize("levels", [1, 2, 40, 5000, 0])
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 0.999])
+def test_flat_distributions_and_ties(levels: int, top_p: float) -> None:
+    """Thousands of tokens in the nucleus, many of them equal: its size is still the smallest that reaches top_p."""
+    generator = torch.Generator().manual_seed(levels)
+    noise_V = torch.rand(6000, generator=generator)
+    logits_V = (noise_V * levels).floor() / levels if levels else noise_V
+    kept_V = Sampler(SamplingParams(temperature=1, top_p=top_p)).probabilities(logits_V) > 0
+    exact_V = torch.softmax(logits_V.double(), 0)
+    mass = float(exact_V[kept_V].sum())
+    assert mass >= top_p - 1e-6
+    assert mass - float(exact_V[kept_V].min()) < top_p + 1e-6
+    assert float(exact_V[kept_V].min()) >= float(exact_V[~kept_V].max()) - 1e-12
+
+
 def test_greedy_takes_the_lowest_of_equals() -> None:
     logits_V = torch.full((1000,), -3.0)
     logits_V[[17, 400, 999]] = 5.0

@@ -140,33 +140,84 @@ class FusesFFN(Protocol):
 
 
 @dataclass(frozen=True)
+class DraftRule:
+    """How the main model will choose its tokens. A head whose drafts are drawn likewise is accepted more often."""
+
+    temperature: float = 0.0
+    """0 means greedy."""
+    top_k: int = 0
+    """0 means all."""
+    top_p: float = 1.0
+    min_p: float = 0.0
+    uniform: Callable[[], float] = float
+    """A fresh number in [0, 1) at each call, from the answer's own generator."""
+
+
+@dataclass(frozen=True)
 class Drafts:
     """What a head proposes to follow the newest token."""
 
-    token_ids: Tensor
-    """int64 [k], k may be less than was asked for, or 0."""
-    probs_kV: Tensor | None = None
-    """float32 [k, V]: the distribution each draft was drawn from; None means it was certain (a point mass)."""
+    token_ids: Sequence[int]
+    """k drafts: k may be less than was asked for, or 0."""
+    candidates: tuple[Tensor, Tensor] | None = None
+    """(ids int64 [k, C], probabilities float32 [k, C]): the distribution each draft was drawn from, zero elsewhere;
+    ids are unique within a row. None means every draft was certain (a point mass)."""
 
 
-DraftSampler = Callable[[Tensor], tuple[Tensor, Tensor | None]]
-"""Logits [V] of one draft position -> (token id, int64 scalar tensor; probabilities [V], or None when greedy)."""
+@dataclass(frozen=True)
+class Verified:
+    """What came of one fused step."""
+
+    settled: Sequence[int]
+    """The accepted drafts and the token after them: at least one."""
+    drafts: Sequence[int]
+    """The next ones."""
+    finite: bool
+    """Whether the logits were numbers."""
+    logits_TV: Tensor
+    """float32: row i is what settled[i] was chosen from."""
+
+
+Compile = Callable[[nn.Module], Callable[..., Any]]
+"""Gives back a module's forward, compiled if the user asked for compiling. Every tensor it is called with must keep its
+shape from call to call (but for caches, which may be cut to one of a few capacities)."""
 
 
 class DraftSession(Protocol):
     """A head's state for one conversation (its own caches). Positions are those of the main model."""
 
-    def observe(self, token_ids: Sequence[int], hidden_TD: Tensor, position: int) -> None:
-        """The main model has settled on tokens: `hidden_TD[i]` is its last hidden state (after the final norm's input,
-        see `Decoder.forward`) at position+i, and token_ids[i] is the token that *follows* there (at position+i+1).
+    lookback: int
+    """How many rows before the first changed token depend on it: after a rewind to `length` tokens, rows from
+    length - lookback on are observed again."""
 
-        Called once per step with the T newly settled positions, in order, without gaps. After a rewind, positions may
-        step back: everything at or past `position` is then stale.
+    @property
+    def observed(self) -> int:
+        """Rows observed so far, less those a rewind has taken back."""
+        ...
+
+    def observe(self, token_ids: Sequence[int], hidden_TD: Tensor, position: int) -> None:
+        """The main model has settled on T tokens: hidden_TD[i] is its hidden state (before the final norm, see
+        `Decoder.forward`) at position+i, and token_ids[i] is the token that *follows* there (at position+i+1).
+
+        `hidden_TD` may have more rows than there are tokens: they belong to rejected drafts. Called for every settled
+        position, in order, without gaps. After a rewind positions step back: everything at or past `position` is stale.
         """
         ...
 
-    def draft(self, count: int, sample: DraftSampler) -> Drafts:
+    def draft(self, count: int, rule: DraftRule) -> Drafts:
         """Propose up to `count` tokens after the last token observed. Leaves no trace of rejected drafts."""
+        ...
+
+
+@runtime_checkable
+class FusesSteps(Protocol):
+    """A DraftSession that can also verify greedily, observe and draft again in one go (one graph, one wait)."""
+
+    def verify(self, token_ids: Sequence[int], position: int, caches: Sequence[Cache]) -> Verified | None:
+        """Run the decoder over the newest token, which sits at `position`, and its drafts; accept; draft as many again.
+
+        None when it cannot now (not everything before `position` has been observed and drafted from).
+        """
         ...
 
 
@@ -176,8 +227,8 @@ class PredictionHead(Protocol):
     max_drafts: int
     """Most drafts it can usefully propose in one step."""
 
-    def start(self, capacity: int, device: torch.device) -> DraftSession:
-        """A fresh session with room for `capacity` tokens."""
+    def start(self, capacity: int, device: torch.device, decoder: nn.Module, compile: Compile) -> DraftSession:
+        """A fresh session with room for `capacity` tokens, drafting for `decoder` (dsv3rt.model.decoder.Decoder)."""
         ...
 
 

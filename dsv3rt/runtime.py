@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
@@ -16,20 +17,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dsv3rt.assembly import AssemblyPlan, Progress, build, resolve_plan
+from dsv3rt.assembly import Assembled, AssemblyPlan, Progress, build, resolve_plan, without_head
 from dsv3rt.chat.prompt import write_prompt
 from dsv3rt.chat.reasoning import ReasoningSplitter
 from dsv3rt.chat.template import load_chat_format
 from dsv3rt.chat.tokenizers import load_tokenizer
 from dsv3rt.compile.engine import Engine
 from dsv3rt.config import ModelConfig
-from dsv3rt.errors import ContextError, TokenizerError, UsageError
+from dsv3rt.errors import CheckpointError, ContextError, TokenizerError, UsageError
 from dsv3rt.generate.answer import Answer
 from dsv3rt.generate.results import Chunk, Generation, Speculation, Timings, peak_rss_bytes
 from dsv3rt.generate.sampling import Sampler, SamplingParams
 from dsv3rt.generate.sequence import Sequence
-from dsv3rt.generate.steps import plain_steps
-from dsv3rt.interfaces import ChatFormat, Tokenizer
+from dsv3rt.generate.speculation import Speculator
+from dsv3rt.generate.steps import Settled, plain_steps
+from dsv3rt.interfaces import ChatFormat, RoutingObserver, Tokenizer
 from dsv3rt.plugin_manager import Plugins, discover
 from dsv3rt.weights.loader import load_weights
 from dsv3rt.weights.prefault import prefault
@@ -81,13 +83,14 @@ class Runtime:
         self.plan = plan
         self.config = plan.config
         self.engine = engine
-        self.head = head
+        self.head: Any = head
         self.plugins = plugins
         self.load_s = load_s
         self.generation_config = _read_generation_config(folder)
         self.sampling_defaults = SamplingParams.from_generation_config(self.generation_config)
         self._chat_template = chat_template
         self._sequence: Sequence | None = None
+        self._speculator: Speculator | None = None
 
     # -- text <-> ids -------------------------------------------------------------------------------------------------
 
@@ -162,12 +165,14 @@ class Runtime:
         logprobs: int | None = None,
         ignore_eos: bool = False,
         reasoning: ReasoningSplitter | None = None,
+        draft_tokens: str | int = "auto",
         **sampling: Any,
     ) -> Stream:
         """Continue text or token ids, piece by piece.
 
         max_tokens: None means until the context is full. stop: strings that end the answer and are not shown. logprobs:
-        how many alternatives a token to report. sampling: temperature, top_k, top_p, min_p, repetition_penalty, seed;
+        how many alternatives a token to report. draft_tokens: how many the head drafts a step, 0 for none, or "auto"
+        for as many as pay. sampling: temperature, top_k, top_p, min_p, repetition_penalty, seed;
         what is not given comes from the checkpoint's generation_config.json. Raises UserError.
         """
         ids = self._check_ids(self.encode(prompt) if isinstance(prompt, str) else prompt)
@@ -183,6 +188,8 @@ class Runtime:
             )
         if max_tokens is not None and max_tokens < 0:
             raise UsageError(f"max_tokens {max_tokens} is negative", fix="give 0 or more")
+        if draft_tokens != "auto" and (isinstance(draft_tokens, str) or draft_tokens < 0):
+            raise UsageError(f"draft_tokens {draft_tokens!r} is not a count", fix='give 0 or more, or "auto"')
         answer = Answer(
             self.tokenizer if stop or self.has_tokenizer else None,
             eos_ids=frozenset() if ignore_eos else self.eos_ids,
@@ -192,7 +199,7 @@ class Runtime:
         )
         sampler = Sampler(self.sampling_defaults.override(**sampling))
         stream = Stream(iter(()))
-        stream._chunks = self._run(stream, ids, answer, sampler, reasoning)
+        stream._chunks = self._run(stream, ids, answer, sampler, reasoning, draft_tokens)
         return stream
 
     def chat(
@@ -212,19 +219,31 @@ class Runtime:
 
     # -- one answer ---------------------------------------------------------------------------------------------------
 
-    def _run(self, stream: Stream, ids: list[int], answer: Answer, sampler: Sampler, reasoning: Any) -> Iterator[Chunk]:
+    def _steps(
+        self, sequence: Sequence, speculator: Speculator | None, ids: list[int], sampler: Sampler, drafts: str | int
+    ) -> Iterator[list[Settled]]:
+        """Run what is left of the prompt at once; the steps that follow come as they are asked for."""
+        left = ids[len(sequence.token_ids) :]
+        if speculator is None:
+            logits, _ = sequence.extend(left)
+            return plain_steps(sequence, logits[-1], sampler)
+        counter = speculator.counter(drafts, repeatable=sampler.params.seed is not None and not sampler.params.greedy)
+        return speculator.steps(speculator.read(left), sampler, counter)
+
+    def _run(
+        self, stream: Stream, ids: list[int], answer: Answer, sampler: Sampler, reasoning: Any, drafts: str | int
+    ) -> Iterator[Chunk]:
         started = time.perf_counter()
         if self._sequence is None:
             self._sequence = Sequence(self.engine, self.plan.max_context, self.plan.device)
-        sequence = self._sequence
-        cached = sequence.reuse(ids)
+            self._speculator = Speculator(self.head, self._sequence) if self.head is not None else None
+        sequence, speculator = self._sequence, self._speculator if drafts else None
+        cached = (sequence if speculator is None else speculator).reuse(ids)
         first = last = started
         thoughts, text = "", ""
         try:
-            logits, _ = sequence.extend(ids[len(sequence.token_ids) :])
-            prompt_done = time.perf_counter()
-            first = last = prompt_done
-            steps = plain_steps(sequence, logits[-1], sampler)
+            steps = self._steps(sequence, speculator, ids, sampler, drafts)
+            first = last = time.perf_counter()
             for chunk in answer.chunks(steps):
                 last = time.perf_counter()
                 if len(answer.token_ids) == len(chunk.token_ids):
@@ -257,7 +276,7 @@ class Runtime:
                     gen_tps=(generated - 1) / decoding if generated > 1 and decoding > 0 else 0.0,
                     peak_rss_bytes=peak_rss_bytes(),
                 ),
-                speculation=Speculation(),
+                speculation=Speculation() if speculator is None else speculator.result(),
                 plan=self.plan.as_dict(),
                 reasoning=thoughts,
                 logprobs=answer.logprobs,
@@ -276,6 +295,30 @@ def _read_generation_config(folder: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise UsageError(f"{path} does not hold a JSON object", fix="download it again or delete it")
     return raw
+
+
+def _assemble(
+    plan: AssemblyPlan,
+    plugins: Plugins,
+    source: Checkpoint,
+    observers: SequenceOf[RoutingObserver],
+    progress: Progress | None,
+) -> tuple[Assembled, AssemblyPlan]:
+    """Build and load. A head whose weights are missing or damaged costs one line, not the answer."""
+    try:
+        model = build(plan, plugins, observers)
+        roots: dict[str, nn.Module] = {"": model.decoder}
+        if model.head is not None:
+            roots["model.layers"] = model.head
+        load_weights(roots, source, plan.config, device=plan.device, progress=progress)
+    except CheckpointError as error:
+        if plan.head is None:
+            raise
+        # if it was the decoder's weights, this raises the same again
+        result = _assemble(without_head(plan), plugins, source, observers, progress)
+        print(f"no drafting: {error}", file=sys.stderr)
+        return result
+    return model, plan
 
 
 def load(
@@ -321,11 +364,7 @@ def load(
     )
     source = Checkpoint(folder)
     watching = [found.find("routing_observer", name).builder for name in observers]
-    model = build(plan, found, watching)
-    roots: dict[str, nn.Module] = {"": model.decoder}
-    if model.head is not None:
-        roots["model.layers"] = model.head
-    load_weights(roots, source, config, device=plan.device, progress=progress)
+    model, plan = _assemble(plan, found, source, watching, progress)
     if plan.device.type == "cpu":
         prefault(source, progress)
     found.manager.hook.model_assembled(model=model.decoder, plan=plan)

@@ -6,10 +6,10 @@ Legend: B sequences, T new tokens, L tokens whose logits are wanted, D hidden, V
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsv3rt.errors import UsageError
 from dsv3rt.interfaces import Cache
@@ -36,3 +36,7 @@ class Engine:
         """(logits float32 [B, L, V], hidden [B, T, D]); see Decoder.forward."""
         run = self._single if ids_BT.shape[1] == 1 else self.decoder
         return run(ids_BT, positions_BT, caches, last)
+
+    def graph(self, module: nn.Module) -> Callable[..., Any]:
+        """The module's forward, for a prediction head; see `interfaces.Compile`."""
+        return torch.inference_mode()(module)

@@ -5,6 +5,7 @@ Legend: S cache capacity.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as TokenSequence
 
 import torch
@@ -12,9 +13,9 @@ import torch
 from dsv3rt.compile.engine import Engine
 from dsv3rt.errors import ContextError
 from dsv3rt.interfaces import Cache
+from dsv3rt.model.cache import reads_only_used, window
 
 PREFILL_CHUNK = 512
-SMALLEST_WINDOW = 256
 
 
 class Sequence:
@@ -27,34 +28,47 @@ class Sequence:
         self.token_ids: list[int] = []
         self.computed = 0
         self.caches = engine.decoder.make_caches(capacity, device)
-        layers = engine.decoder.model.layers
-        self._reads_only_used = all(getattr(block.self_attn, "reads_only_used", False) for block in layers)
+        self._whole = reads_only_used(list(engine.decoder.model.layers))
 
     def window(self, used: int) -> list[Cache]:
         """The caches, cut to a power of two that holds `used` tokens (not when attention reads only what is used)."""
-        if self._reads_only_used:
-            return self.caches
-        size = min(self.capacity, max(SMALLEST_WINDOW, 1 << (used - 1).bit_length()))
-        return [tuple(part[:, :size] for part in cache) for cache in self.caches]
+        return self.caches if self._whole else window(self.caches, used)
+
+    def settle(self, token_ids: TokenSequence[int]) -> None:
+        """Append tokens that have been run already (by a fused step)."""
+        self.token_ids.extend(token_ids)
+        self.computed = len(self.token_ids)
 
     def rewind(self, length: int) -> None:
         """Forget everything from token `length` on."""
         del self.token_ids[length:]
         self.computed = min(self.computed, length)
 
-    def reuse(self, token_ids: TokenSequence[int]) -> int:
-        """Keep the longest common prefix with `token_ids`, drop the rest; returns how many tokens are computed."""
+    def reuse(self, token_ids: TokenSequence[int], lookback: int = 0) -> int:
+        """Keep the longest common prefix with `token_ids`, less `lookback` tokens, and drop the rest.
+
+        Returns how many tokens are computed already.
+        """
         common = 0
         for mine, theirs in zip(self.token_ids, token_ids, strict=False):
             if mine != theirs:
                 break
             common += 1
         # the last token is always run again: its logits are wanted
-        self.rewind(min(common, len(token_ids) - 1))
+        self.rewind(max(0, min(common, len(token_ids) - 1) - lookback))
         return self.computed
 
-    def extend(self, token_ids: TokenSequence[int], last: int | None = 1) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append tokens and run them in chunks: (logits [L, V] of the `last` ones, hidden [T, D] of all new ones)."""
+    def extend(
+        self,
+        token_ids: TokenSequence[int],
+        last: int | None = 1,
+        seen: Callable[[int, torch.Tensor], None] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append tokens and run them in chunks: (logits [L, V] of the `last` ones, hidden [T, D] of all new ones).
+
+        `seen(position, hidden [.., D])` is called after each chunk, whose hidden states are then not kept: those that
+        are returned are the last chunk's.
+        """
         start, new = self.computed, [*self.token_ids[self.computed :], *token_ids]
         if start + len(new) > self.capacity:
             raise ContextError(
@@ -62,7 +76,8 @@ class Sequence:
                 fix="shorten the prompt or raise -c/--ctx-size",
             )
         self.token_ids.extend(token_ids)
-        logits, hidden = [], []
+        logits: list[torch.Tensor] = []
+        hidden: list[torch.Tensor] = []
         for at in range(0, len(new), PREFILL_CHUNK):
             chunk = new[at : at + PREFILL_CHUNK]
             ids = torch.tensor([chunk], device=self.device)
@@ -70,6 +85,11 @@ class Sequence:
             wanted = None if last is None else max(0, min(len(chunk), last - (len(new) - at - len(chunk))))
             out = self.engine.step(ids, positions, self.window(start + at + len(chunk)), wanted)
             logits.append(out[0][0])
+            if seen is not None:
+                seen(start + at, out[1][0])
+                hidden.clear()
             hidden.append(out[1][0])
             self.computed = start + at + len(chunk)
+        if len(logits) == 1:
+            return logits[0], hidden[0]
         return torch.cat(logits), torch.cat(hidden)

@@ -1,0 +1,195 @@
+"""Speculative decoding: draft, verify in one forward pass, accept, rewind. Generic over prediction heads.
+
+Legend: T = 1 + k rows (the newest token and k drafts), V vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from collections.abc import Sequence as TokenSequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from dsv3rt.generate.acceptance import settle
+from dsv3rt.generate.draft_count import AutoCount, Costs, FixedCount, TypicalCosts
+from dsv3rt.generate.results import Speculation
+from dsv3rt.generate.sampling import Sampler
+from dsv3rt.generate.sequence import Sequence
+from dsv3rt.generate.steps import Settled
+from dsv3rt.interfaces import DraftRule, Drafts, DraftSession, FusesSteps, PredictionHead
+
+NO_DRAFTS = Drafts([])
+
+
+class Counter(Protocol):
+    """Says how many tokens to draft."""
+
+    def choose(self) -> int: ...
+
+    def record(self, drafted: int, accepted: int, seconds: float | None) -> None: ...
+
+
+@dataclass
+class Record:
+    """What happened during one answer."""
+
+    tried: list[int] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def add(self, drafted: int, accepted: int, seconds: float) -> None:
+        self.tokens += accepted + 1
+        self.seconds += seconds
+        for j in range(drafted):
+            if j == len(self.tried):
+                self.tried.append(0)
+                self.kept.append(0)
+            self.tried[j] += j <= accepted
+            self.kept[j] += j < accepted
+        self.drafted += drafted
+
+    drafted: int = 0
+
+    def result(self, costs: Costs) -> Speculation:
+        """The report; `costs` knows what a step without drafts takes."""
+        plain = costs.measured.get(0)
+        return Speculation(
+            drafted=self.drafted,
+            accepted=sum(self.kept),
+            per_position=[kept / tried for kept, tried in zip(self.kept, self.tried, strict=True) if tried],
+            speedup=self.tokens * plain / self.seconds if plain and self.seconds > 0 else None,
+        )
+
+
+class Speculator:
+    """One conversation's drafting: keeps the head's session in step with the tokens of `sequence`."""
+
+    def __init__(self, head: PredictionHead, sequence: Sequence) -> None:
+        engine = sequence.engine
+        self.sequence = sequence
+        self.max_drafts = head.max_drafts
+        self.session: DraftSession = head.start(sequence.capacity, sequence.device, engine.decoder, engine.graph)
+        self.costs = Costs()
+        self._auto = AutoCount(head.max_drafts, self.costs)
+        self._tail: tuple[Tensor, int] | None = None
+        """Hidden state of the newest computed row, whose next token is not known yet, and its position."""
+        self.record = Record()
+
+    def counter(self, drafts: str | int, *, repeatable: bool) -> Counter:
+        """`drafts`: "auto" or how many. `repeatable`: a seed must give the same text again, so no clock decides.
+
+        (How many are drafted does not change the distribution, but which text is drawn from it.)
+        """
+        if drafts != "auto":
+            return FixedCount(min(int(drafts), self.max_drafts))
+        if repeatable:
+            return AutoCount(self.max_drafts, TypicalCosts(self.max_drafts))
+        return self._auto
+
+    def result(self) -> Speculation:
+        """How drafting went in the newest answer."""
+        return self.record.result(self.costs)
+
+    def reuse(self, token_ids: TokenSequence[int]) -> int:
+        """As `Sequence.reuse`, keeping so much less that the head can observe every row that depends on a change."""
+        self.sequence.reuse(token_ids, lookback=self.session.lookback)
+        # answers given without drafting were not observed: what the head has missed is run again
+        self.sequence.rewind(min(self.sequence.computed, self.session.observed))
+        return self.sequence.computed
+
+    def read(self, token_ids: TokenSequence[int]) -> Tensor:
+        """Run the rest of a prompt: logits [V] after its last token."""
+        self.record = Record()
+        ids = [*self.sequence.token_ids[self.sequence.computed :], *token_ids]
+        start = self.sequence.computed
+
+        def seen(position: int, hidden_TD: Tensor) -> None:
+            after = ids[position + 1 - start : position + 1 - start + len(hidden_TD)]
+            if after:
+                self.session.observe(after, hidden_TD, position)
+            if len(after) < len(hidden_TD):
+                self._tail = hidden_TD[-1:], position + len(after)
+
+        logits, _ = self.sequence.extend(token_ids, seen=seen)
+        return logits[-1]
+
+    def steps(self, logits_V: Tensor, sampler: Sampler, counter: Counter) -> Iterator[list[Settled]]:
+        """Settled tokens, step by step, for ever; the consumer stops asking. `logits_V`: what `read` returned."""
+        sequence, session = self.sequence, self.session
+        params = sampler.params
+        rule = DraftRule(
+            0.0 if params.greedy else params.temperature, params.top_k, params.top_p, params.min_p, sampler.uniform
+        )
+        fused = (
+            session if params.greedy and params.repetition_penalty == 1 and isinstance(session, FusesSteps) else None
+        )
+        newest = sampler.next_token(logits_V, sequence.token_ids)
+        assert self._tail is not None
+        session.observe([newest], self._tail[0], self._tail[1])
+        wanted = min(counter.choose(), self._room())
+        drafts = session.draft(wanted, rule) if wanted else NO_DRAFTS
+        yield [Settled(newest, logits_V)]
+        while True:
+            started = time.perf_counter()
+            wanted = min(counter.choose(), self._room())
+            count = min(len(drafts.token_ids), max(0, sequence.capacity - sequence.computed - 1))
+            if count < len(drafts.token_ids):
+                drafts = _cut(drafts, count)
+            steady = count == wanted
+            result = self._fused(fused, newest, drafts, sampler) if fused is not None and steady and count else None
+            if result is None:
+                result = self._apart(newest, drafts, sampler)
+                if wanted:
+                    following = session.draft(wanted, rule)
+                    steady = steady and len(following.token_ids) == count
+                else:
+                    following = NO_DRAFTS
+            else:
+                following = Drafts(result[2])
+            settled, logits_TV = result[0], result[1]
+            seconds = time.perf_counter() - started
+            drafted, accepted = len(drafts.token_ids), len(settled) - 1
+            self.record.add(drafted, accepted, seconds)
+            counter.record(drafted, accepted, seconds if steady else None)
+            newest, drafts = settled[-1], following
+            yield [Settled(token, logits_TV[i]) for i, token in enumerate(settled)]
+
+    def _room(self) -> int:
+        """How many tokens may be drafted so that all of them still fit the context."""
+        return max(0, self.sequence.capacity - len(self.sequence.token_ids) - 2)
+
+    def _apart(self, newest: int, drafts: Drafts, sampler: Sampler) -> tuple[list[int], Tensor, list[int]]:
+        """Verify, accept and observe, one after another: (settled tokens, logits [T, V], no drafts)."""
+        sequence, start = self.sequence, self.sequence.computed
+        logits_TV, hidden_TD = sequence.extend([newest, *drafts.token_ids], last=None)
+        history = sequence.token_ids[: start + 1] if sampler.params.repetition_penalty != 1 else ()
+        settled = settle(sampler, logits_TV, drafts, history)
+        sequence.rewind(start + len(settled))
+        self.session.observe(settled, hidden_TD, start)
+        return settled, logits_TV, []
+
+    def _fused(
+        self, session: FusesSteps, newest: int, drafts: Drafts, sampler: Sampler
+    ) -> tuple[list[int], Tensor, list[int]] | None:
+        """The same in one go, when the head can: (settled tokens, logits [T, V], the next drafts)."""
+        sequence, start = self.sequence, self.sequence.computed
+        tokens = [newest, *drafts.token_ids]
+        verified = session.verify(tokens, start, sequence.window(start + len(tokens)))
+        if verified is None:
+            return None
+        if not verified.finite:
+            for logits_V in verified.logits_TV[: len(verified.settled)]:
+                sampler.greedy(logits_V)  # raises, as it would have without drafts
+        sequence.settle([newest, *verified.settled[:-1]])
+        return list(verified.settled), verified.logits_TV, list(verified.drafts)
+
+
+def _cut(drafts: Drafts, count: int) -> Drafts:
+    candidates = drafts.candidates
+    return Drafts(
+        drafts.token_ids[:count], None if candidates is None else (candidates[0][:count], candidates[1][:count])
+    )

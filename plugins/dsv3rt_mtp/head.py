@@ -1,0 +1,110 @@
+"""Multi-token prediction (V3 report, section 2.2): modules behind the last layer, each drafting one token further.
+
+Module d at row i (a position of the main model) takes what came before it there and the token at i+1+d, and predicts
+the token at i+2+d:
+
+    x = eh_proj(cat[enorm(embedding of token i+1+d), hnorm(h)])
+    h' = shared_head.norm(block(x))
+    logits = head(h')
+
+where h is the main model's hidden state after its final norm or, from the second module on, the h' before.
+
+Embedding and head are the main model's; copies in the checkpoint are not read. The order of the concatenation and the
+normed hidden states are what transformers and the official serving code compute (the report writes them otherwise).
+
+Legend: B sequences, T rows, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dsv3rt.errors import CheckpointError, UsageError
+from dsv3rt.interfaces import Cache, Compile, HeadSite
+from dsv3rt.model.norm import RMSNorm
+from dsv3rt_mtp.session import MTPSession
+
+DEFAULT_MAX_DRAFTS = 4
+MOST_DRAFTS = 15
+"""One less than the rows whose products are bitwise independent of each other (see `Quantization`)."""
+
+
+def make_module(site: HeadSite, layer: int) -> nn.Module:
+    """A whole decoder block and the four parts an MTP module has beside it, under their official names."""
+    config = site.site.config
+    width, eps = config.hidden_size, config.rms_norm_eps
+    module = site.make_block(layer)
+    module.enorm = RMSNorm(width, eps)
+    module.hnorm = RMSNorm(width, eps)
+    module.eh_proj = site.site.quantization.linear(2 * width, width, prefix=f"model.layers.{layer}.eh_proj")
+    module.shared_head = nn.Module()
+    module.shared_head.norm = RMSNorm(width, eps)
+    return module
+
+
+class MTPHead(nn.Module):
+    """All MTP modules of a checkpoint; the last one is applied again when more drafts than modules are wanted.
+
+    Options: max_drafts, the most drafts a step proposes. Its children are named by official layer index.
+    """
+
+    def __init__(self, site: HeadSite) -> None:
+        super().__init__()
+        config = site.site.config
+        if config.num_nextn_predict_layers == 0:
+            raise CheckpointError("this checkpoint has no MTP modules", fix="draft with --head ngram, or not at all")
+        self.max_drafts = _max_drafts(site, config.num_nextn_predict_layers)
+        self.embed, self.lm_head, self.norm = site.embed, site.lm_head, site.norm
+        self.layers = range(config.num_hidden_layers, config.num_hidden_layers + config.num_nextn_predict_layers)
+        for layer in self.layers:
+            self.add_module(str(layer), make_module(site, layer))
+
+    @property
+    def depth(self) -> int:
+        return len(self.layers)
+
+    def module(self, depth: int) -> nn.Module:
+        return self.get_submodule(str(self.layers[depth]))
+
+    def advance(
+        self, depth: int, ids_BT: Tensor, normed_BTD: Tensor, positions_BT: Tensor, cache: Cache | None
+    ) -> Tensor:
+        """Module `depth` over T rows at `positions_BT`: normed hidden states [B, T, D], for `logits` or the next.
+
+        ids_BT: for row i the token at i+1+depth. normed_BTD: of the main model after its final norm (depth 0), or what
+        this method returned for the module before. With `cache` None (training) the rows are the whole sequence.
+        """
+        part = self.module(depth)
+        joined = torch.cat([part.enorm(self.embed(ids_BT)), part.hnorm(normed_BTD)], dim=-1)  # type: ignore[operator]
+        block_BTD = part(part.eh_proj(joined), positions_BT, cache)  # type: ignore[operator]
+        normed: Tensor = part.shared_head.norm(block_BTD)  # type: ignore[operator, union-attr]
+        return normed
+
+    def logits(self, normed_BTD: Tensor) -> Tensor:
+        """float32 [B, T, V]."""
+        logits_BTV: Tensor = self.lm_head(normed_BTD)
+        return logits_BTV.float()
+
+    def make_caches(self, capacity: int, device: torch.device, batch: int = 1) -> list[Cache]:
+        """One cache a module. Drafts reach past the newest token, so there is room for them beyond `capacity`."""
+        room = capacity + self.max_drafts + self.depth
+        blocks = [self.module(depth) for depth in range(self.depth)]
+        return [block.self_attn.make_cache(batch, room, device) for block in blocks]  # type: ignore[operator, union-attr]
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        return sum(int(self.module(d).self_attn.cache_bytes_per_token) for d in range(self.depth))  # type: ignore[union-attr, arg-type, misc]
+
+    def start(self, capacity: int, device: torch.device, decoder: nn.Module, compile: Compile) -> MTPSession:
+        return MTPSession(self, capacity, device, decoder, compile)
+
+
+def _max_drafts(site: HeadSite, depth: int) -> int:
+    options = dict(site.site.options)
+    text = options.pop("max_drafts", str(max(DEFAULT_MAX_DRAFTS, depth)))
+    if options:
+        raise UsageError(f"--head mtp has no option {min(options)!r}", fix="known: max_drafts")
+    if not text.isdigit() or not 1 <= int(text) <= MOST_DRAFTS:
+        raise UsageError(f"--head mtp:max_drafts={text} is out of range", fix=f"give a number from 1 to {MOST_DRAFTS}")
+    return int(text)

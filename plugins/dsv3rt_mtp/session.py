@@ -1,0 +1,147 @@
+"""An MTP head's state for one conversation: its caches, and which rows they hold.
+
+Legend: T rows, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dsv3rt.interfaces import Cache, Compile, DraftRule, Drafts, Verified
+from dsv3rt.model.cache import reads_only_used, window
+from dsv3rt_mtp.graphs import CANDIDATES, FusedStep, GreedyDraft, SampledDraft
+
+if TYPE_CHECKING:
+    from dsv3rt_mtp.head import MTPHead
+
+CATCH_UP = 512
+"""Rows waiting at most; more are passed through the modules in batches of this size."""
+
+
+class MTPSession:
+    """Rows wait, with the token after each, until a draft is wanted, and are then passed through the modules at once.
+
+    Module d at a row needs the token 1+d further on, so with M modules the last M-1 rows had to do with drafts: they
+    are passed again, with what settled instead.
+    """
+
+    def __init__(
+        self, head: MTPHead, capacity: int, device: torch.device, decoder: nn.Module, compile: Compile
+    ) -> None:
+        self.head = head
+        self.device = device
+        self.lookback = head.depth
+        self._decoder = decoder
+        self._compile = compile
+        self._caches = head.make_caches(capacity, device)
+        self._whole = reads_only_used([head.module(depth) for depth in range(head.depth)])
+        self._next_ids: list[int] = []
+        """The token after each row."""
+        self._final = 0
+        """Rows that are in the caches of all modules, for good."""
+        self._waiting: list[Tensor] = []
+        """Hidden states [.., D] of the rows from `_final` on."""
+        self._graphs: dict[tuple[str, int], Callable[..., Any]] = {}
+
+    @property
+    def observed(self) -> int:
+        return len(self._next_ids)
+
+    @torch.inference_mode()
+    def observe(self, token_ids: Sequence[int], hidden_TD: Tensor, position: int) -> None:
+        if position < len(self._next_ids):
+            self._rewind(position)
+        assert position == len(self._next_ids), f"rows {len(self._next_ids)}..{position - 1} were not observed"
+        self._next_ids.extend(token_ids)
+        self._waiting.append(hidden_TD[: len(token_ids)])
+        if len(self._next_ids) - self._final > CATCH_UP + self.lookback:
+            self._catch_up(self.lookback)
+
+    def _rewind(self, position: int) -> None:
+        keep = max(0, position - self._final)
+        self._waiting = [self._rows()[:keep]] if keep else []
+        self._final = min(self._final, position)
+        del self._next_ids[position:]
+
+    def _rows(self) -> Tensor:
+        return self._waiting[0] if len(self._waiting) == 1 else torch.cat(self._waiting)
+
+    def _window(self, used: int) -> Sequence[Cache]:
+        return self._caches if self._whole else window(self._caches, used)
+
+    def _catch_up(self, leave: int) -> None:
+        """Pass waiting rows, but the last `leave`, through all modules."""
+        rows_TD = self._rows()
+        start, stop = self._final, len(self._next_ids) - leave
+        for at in range(start, stop, CATCH_UP):
+            end = min(at + CATCH_UP, stop)
+            positions_BT = torch.arange(at, end, device=self.device)[None]
+            normed_BTD = self.head.norm(rows_TD[None, at - start : end - start])
+            for depth, cache in enumerate(self._window(end)):
+                ids_BT = torch.tensor([self._next_ids[at + depth : end + depth]], device=self.device)
+                normed_BTD = self.head.advance(depth, ids_BT, normed_BTD, positions_BT, cache)
+        self._final = stop
+        self._waiting = [rows_TD[stop - start :]]
+
+    @torch.inference_mode()
+    def draft(self, count: int, rule: DraftRule) -> Drafts:
+        depth, known = self.head.depth, len(self._next_ids)
+        count = min(count, self.head.max_drafts)
+        if count == 0 or known == 0:
+            return Drafts([])
+        size = count + depth  # rows of the graph: what a step of `count` drafts settles at most, and those seen again
+        if known - self._final > size:
+            self._catch_up(depth)
+        rows_TD, rows = self._rows(), known - self._final
+        ids = self._next_ids[self._final :] + [0] * (size - rows)
+        args: list[Any] = [
+            torch.tensor([ids], device=self.device),
+            F.pad(rows_TD, (0, 0, 0, size - rows))[None],
+            torch.tensor([self._final], device=self.device),
+            torch.tensor([rows - 1], device=self.device),
+            self._window(self._final + size + count),
+        ]
+        if rule.temperature == 0:
+            drafts = Drafts(self._graph(GreedyDraft, count)(*args).tolist())
+        else:
+            top_k = float(min(rule.top_k or CANDIDATES, CANDIDATES))
+            args.append(torch.tensor([rule.temperature, top_k, rule.top_p, rule.min_p], device=self.device))
+            draws = [rule.uniform() for _ in range(max(count, depth))]
+            args.append(torch.tensor(draws, dtype=torch.float32, device=self.device))
+            tokens, ids_kC, probs_kC = self._graph(SampledDraft, count)(*args)
+            drafts = Drafts(tokens.tolist(), (ids_kC, probs_kC))
+        again = min(depth - 1, known)
+        self._final, self._waiting = known - again, [rows_TD[rows - again : rows]] if again else []
+        return drafts
+
+    def _graph(self, kind: type[GreedyDraft] | type[SampledDraft], count: int) -> Callable[..., Any]:
+        key = (kind.__name__, count)
+        if key not in self._graphs:
+            self._graphs[key] = self._compile(kind(self.head, count))
+        return self._graphs[key]
+
+    @torch.inference_mode()
+    def verify(self, token_ids: Sequence[int], position: int, caches: Sequence[Cache]) -> Verified | None:
+        count = len(token_ids) - 1
+        ready = self._final == len(self._next_ids) == position
+        if self.head.depth > 1 or not 1 <= count <= self.head.max_drafts or not ready:
+            return None
+        key = (FusedStep.__name__, count)
+        if key not in self._graphs:
+            self._graphs[key] = self._compile(FusedStep(self._decoder, self.head, count))
+        packed, logits_TV = self._graphs[key](
+            torch.tensor([token_ids], device=self.device),
+            torch.tensor([position], device=self.device),
+            caches,
+            self._window(position + 2 * count + 1),
+        )
+        *tokens, accepted, finite = packed.tolist()
+        settled, drafts = tokens[: accepted + 1], tokens[count + 1 :]
+        self._next_ids.extend(settled)
+        self._final = len(self._next_ids)
+        return Verified(settled, drafts, bool(finite), logits_TV)

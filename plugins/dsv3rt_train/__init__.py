@@ -1,0 +1,35 @@
+"""Training: the `train` matrices, the learning prediction module, and `dsv3rt train` / `dsv3rt eval`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from dsv3rt import hookimpl
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dsv3rt.interfaces import HeadBuilder, HeadSite, Quantization, QuantizationBuilder, Site
+
+
+def _train_quantization(site: Site) -> Quantization:
+    from dsv3rt_train.model.matrices import TrainQuantization
+
+    return TrainQuantization(site)
+
+
+def _trainable_head(site: HeadSite) -> nn.Module:
+    from dsv3rt_train.model.prediction import TrainableHead
+
+    return TrainableHead(site)
+
+
+@hookimpl
+def register_quantization(register: Callable[[str, QuantizationBuilder], None]) -> None:
+    register("train", _train_quantization)
+
+
+@hookimpl
+def register_head(register: Callable[[str, HeadBuilder], None]) -> None:
+    register("mtp_train", _trainable_head)

@@ -1,0 +1,122 @@
+"""The training loop: micro-batches to gradients, gradients to a step, a line of metrics, a save now and then."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsv3rt.errors import UserError
+from dsv3rt_train import checkpointing, losses
+from dsv3rt_train.balance import LoadObserver, update_biases
+from dsv3rt_train.data.batches import Batches
+from dsv3rt_train.model.build import TrainableModel
+from dsv3rt_train.optimizer import make_optimizers
+from dsv3rt_train.settings import Settings
+
+Metrics = dict[str, Any]
+METRICS_FILE = "metrics.jsonl"
+
+
+class Trainer:
+    """One run. `observer` must be among the observers the model was assembled with."""
+
+    def __init__(
+        self, model: TrainableModel, observer: LoadObserver, batches: Batches, settings: Settings, folder: Path
+    ) -> None:
+        self.model, self.observer, self.batches, self.settings, self.folder = model, observer, batches, settings, folder
+        self.parameters = [p for _, p in model.named_parameters() if p.requires_grad]
+        self.optimizers = make_optimizers(
+            model.named_parameters(), name=settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay
+        )
+        self.next_step = checkpointing.restore(folder, model, self.optimizers, settings)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        device = self.parameters[0].device.type
+        return torch.autocast(device, torch.bfloat16) if self.settings.bf16 else contextlib.nullcontext()
+
+    def step(self) -> Metrics:
+        """One optimizer step. Raises UserError when the loss is no longer a number."""
+        started, number, settings = time.perf_counter(), self.next_step, self.settings
+        device = self.parameters[0].device
+        batches = [batch.to(device) for batch in self.batches.step(number)]
+        targets = sum(int(batch.learn_BT[:, 1:].sum()) for batch in batches)
+        mtp_weight = settings.mtp_weight_at(number) if self.model.prediction is not None else 0.0
+        total = {"loss": 0.0, "mtp": 0.0, "mtp_count": 0, "agrees": 0, "compared": 0}
+        self.observer.reset()
+        for batch in batches:
+            with self._autocast():
+                part = losses.compute(
+                    self.model, batch, self.observer, mtp_share=settings.mtp_share if mtp_weight else 0.0
+                )
+            loss = part.next_sum / targets
+            if part.mtp_sum is not None:
+                # its sum runs over fewer documents: scale it up to what all of them would give
+                loss = loss + part.mtp_sum * (mtp_weight * part.next_count / max(1, part.mtp_count) / targets)
+                total["mtp"] += float(part.mtp_sum.detach())
+            loss.backward()
+            total["loss"] += float(part.next_sum.detach())
+            total["mtp_count"] += part.mtp_count
+            total["agrees"] += part.mtp_agrees
+            total["compared"] += part.mtp_compared
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, settings.clip))
+        if norm != norm:
+            raise UserError(
+                f"the loss is not a number at step {number}", fix="lower --lr, or resume from an earlier save"
+            )
+        lr = settings.lr_at(number)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        update_biases(self.model.routers(), self.observer, settings.bias_speed_at(number))
+        self.next_step = number + 1
+        seconds = time.perf_counter() - started
+        metrics: Metrics = {
+            "step": number,
+            "loss": total["loss"] / max(1, targets),
+            "lr": lr,
+            "grad_norm": norm,
+            "targets": targets,
+            "tokens": sum(int(batch.real_BT.sum()) for batch in batches),
+            "seconds": round(seconds, 3),
+            "busiest": {layer: round(times, 4) for layer, times in self.observer.busiest().items()},
+        }
+        if total["mtp_count"]:
+            metrics["mtp_loss"] = total["mtp"] / total["mtp_count"]
+            metrics["mtp_agreement"] = total["agrees"] / max(1, total["compared"])
+        return metrics
+
+    def run(self, *, save_every: int, report: Callable[[Metrics], None] | None = None) -> None:
+        """Go on until `settings.steps`. Metrics of steps that a resumed run repeats are dropped from the file first."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / METRICS_FILE
+        kept = (
+            [line for line in path.read_text().splitlines() if _step_of(line) < self.next_step]
+            if path.is_file()
+            else []
+        )
+        path.write_text("".join(line + "\n" for line in kept))
+        with path.open("a") as file:
+            while self.next_step < self.settings.steps:
+                metrics = self.step()
+                file.write(json.dumps(metrics) + "\n")
+                file.flush()
+                if report is not None:
+                    report(metrics)
+                if self.next_step % save_every == 0 or self.next_step == self.settings.steps:
+                    checkpointing.save(self.folder, self.next_step, self.model, self.optimizers, self.settings)
+
+
+def _step_of(line: str) -> int:
+    """The step of a metrics line; a line cut off by a crash counts as the last of all."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError):
+        return 1 << 60

@@ -204,19 +204,19 @@ def _nucleus(probs: Tensor, top_p: float) -> Tensor:
     best, ids = torch.topk(probs, min(_FIRST_NUCLEUS, probs.numel()))
     if best.numel() == probs.numel() or float(best.sum(dtype=torch.float64)) >= top_p:
         return ids[_before(best, 0.0, top_p)].sort().values
-    low, high = 0.0, 2 * float(best[0])  # the mass of what is at least `low` reaches top_p, that of `high` does not
+    low, high = 0.0, float(best[0])  # what is above `low` has a mass that reaches top_p, what is above `high` has not
     surely = 0.0
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        mass = float(torch.where(probs >= middle, probs, 0.0).sum(dtype=torch.float64))
+        mass = float(torch.threshold(probs, middle, 0.0).sum(dtype=torch.float64))
         if mass < top_p:
             high, surely = middle, mass
         else:
             low = middle
-    border = ((probs >= low) & (probs < high)).nonzero()[:, 0]
+    border = ((probs > low) & (probs <= high)).nonzero()[:, 0]
     ordered = torch.sort(probs[border], descending=True, stable=True)
     kept = border[ordered.indices[_before(ordered.values, surely, top_p)]]
-    inside = probs >= high
+    inside = probs > high
     inside[kept] = True
     return inside.nonzero()[:, 0]
 

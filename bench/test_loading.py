@@ -1,4 +1,4 @@
-"""Phase: from a folder to a model whose weights are mapped. Nothing here grows with the bytes, only with the tensors."""
+"""Phase: from a folder to a model whose weights are mapped. Its time grows with the tensors, not with their bytes."""
 
 from __future__ import annotations
 

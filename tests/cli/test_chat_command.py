@@ -175,3 +175,44 @@ def test_ctrl_c_while_asking_once(tiny: Path) -> None:
         assert session.leave("") == 130
     finally:
         session.close()
+
+
+PLUGIN = '''
+from dsv3rt import hookimpl
+from dsv3rt.chat.tokenizers import build_fast
+
+
+class Shouting:
+    """A chat format written in Python, as V3.2's is."""
+
+    reasoning_tags = None
+
+    def render(self, messages, *, add_generation_prompt=True, tools=None, **kwargs):
+        return "".join(message["content"].upper() for message in messages) + kwargs.get("end", "?")
+
+
+@hookimpl
+def register_tokenizer(register):
+    register("counted", lambda folder: build_fast(folder.parent / "made"))
+
+
+@hookimpl
+def register_chat_format(register):
+    register("shouting", lambda folder: Shouting() if (folder / "config.json").exists() else None)
+'''
+
+
+def test_a_tokenizer_and_a_chat_format_from_a_plugin(
+    tiny: Path, tmp_path: Path, as_json: Callable[..., dict[str, Any]]
+) -> None:
+    (tmp_path / "made").symlink_to(tiny)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (bare / name).symlink_to(tiny / name)
+    (tmp_path / "plugin.py").write_text(PLUGIN)
+    flags = ("-n", "2", "--plugin", str(tmp_path / "plugin.py"), "--chat-template-kwargs", '{"end": "!"}', *FLAGS)
+    told = as_json("chat", str(bare), "-p", "hi", "-s", "be kind. ", *flags)
+    plain = as_json("generate", str(tiny), "-p", "BE KIND. HI!", "-n", "2", *FLAGS)
+    assert told["prompt_token_ids"] == plain["prompt_token_ids"]
+    assert told["token_ids"] == plain["token_ids"]

@@ -8,10 +8,18 @@
 namespace DSV3RT_VARIANT {
 
 constexpr int FEW = 4;             // tokens
+constexpr int64_t SOME = 48;       // tokens
 constexpr int ROWS = 4;            // rows of W computed together
-constexpr int64_t DEPTH = 512;     // columns unpacked at a time
 constexpr int64_t SPAN = 32;       // rows of W whose partial sums are kept
 constexpr int64_t CROWD = 128;     // tokens computed together
+constexpr int64_t DEPTH = 1024;    // most columns unpacked at a time
+
+// With some tokens, rows of W are read nearly in one stream, since memory is the limit; with a crowd, short pieces of many rows,
+// so that both the piece and the tokens' columns stay in the caches.
+struct Blocking {
+  int64_t depth, span;
+};
+static inline Blocking blocking(int64_t tokens) { return tokens <= SOME ? Blocking{DEPTH, ROWS} : Blocking{DEPTH / 2, SPAN}; }
 #if defined(DSV3RT_512) || defined(__aarch64__)
 constexpr int TILE = 6;            // tokens of a register tile (x ROWS accumulators)
 #else
@@ -129,9 +137,12 @@ template <class F>
 static void unpack_row(const RowReader<F>& reader, int64_t columns, int64_t begin, int64_t size, float* out) {
   constexpr int STEP = F::VECTORS * W;
   V values[F::VECTORS];
+  const int64_t ahead = ROWS * columns * F::BYTES;
   int64_t column = begin;
   for (; column + STEP <= begin + size; column += STEP, out += STEP) {
-    RowReader<F>::unpack(reader.data + column * F::BYTES, reader.scale(column), values);
+    const uint8_t* p = reader.data + column * F::BYTES;
+    for (int line = 0; line < STEP * F::BYTES; line += 64) prefetch(p + ahead + line);
+    RowReader<F>::unpack(p, reader.scale(column), values);
     for (int i = 0; i < F::VECTORS; ++i) v_store(out + i * W, values[i]);
   }
   if (column < begin + size) {
@@ -179,8 +190,9 @@ static void many(const Matrix& w, int64_t first, int64_t rows, const float* cons
                  float* scratch) {
   float* buffer = scratch;                                         // [ROWS, DEPTH]
   V* partial = reinterpret_cast<V*>(scratch + ROWS * DEPTH);       // [tokens, SPAN]
-  for (int64_t begin = 0; begin < w.columns; begin += DEPTH) {
-    const int64_t size = begin + DEPTH < w.columns ? DEPTH : w.columns - begin;
+  const int64_t depth = blocking(tokens).depth;
+  for (int64_t begin = 0; begin < w.columns; begin += depth) {
+    const int64_t size = begin + depth < w.columns ? depth : w.columns - begin;
     const int64_t whole = (size + GROUP - 1) / GROUP * GROUP;
     for (int64_t r = 0; r < rows; r += ROWS) {
       for (int64_t i = 0; i < ROWS; ++i) {
@@ -202,7 +214,7 @@ static void many(const Matrix& w, int64_t first, int64_t rows, const float* cons
 template <class F>
 static void dot_format(const Matrix& w, int64_t first, int64_t rows, const float* const* x, int64_t tokens, float* y,
                        int64_t y_stride, float* scratch) {
-  switch (tokens) {
+  switch (tokens <= FEW ? tokens : FEW + 1) {
     case 0: return;
     case 1: return few_rows<F, 1>(w, first, rows, x, y, y_stride);
     case 2: return few_rows<F, 2>(w, first, rows, x, y, y_stride);
@@ -210,10 +222,11 @@ static void dot_format(const Matrix& w, int64_t first, int64_t rows, const float
     case 4: return few_rows<F, 4>(w, first, rows, x, y, y_stride);
     default: break;
   }
-  for (int64_t t = 0; t < tokens; t += CROWD)
-    for (int64_t r = 0; r < rows; r += SPAN)
-      many<F>(w, first + r, rows - r < SPAN ? rows - r : SPAN, x + t, tokens - t < CROWD ? tokens - t : CROWD,
-              y + t * y_stride + r, y_stride, scratch);
+  for (int64_t t = 0; t < tokens; t += CROWD) {
+    const int64_t count = tokens - t < CROWD ? tokens - t : CROWD, span = blocking(count).span;
+    for (int64_t r = 0; r < rows; r += span)
+      many<F>(w, first + r, rows - r < span ? rows - r : span, x + t, count, y + t * y_stride + r, y_stride, scratch);
+  }
 }
 
 static void dot(const Matrix& w, int64_t first, int64_t rows, const float* const* x, int64_t tokens, float* y, int64_t y_stride,

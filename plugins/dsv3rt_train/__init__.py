@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from dsv3rt import hookimpl
 
 if TYPE_CHECKING:
+    import click
     from torch import nn
 
     from dsv3rt.interfaces import HeadBuilder, HeadSite, Quantization, QuantizationBuilder, Site
@@ -33,3 +34,11 @@ def register_quantization(register: Callable[[str, QuantizationBuilder], None]) 
 @hookimpl
 def register_head(register: Callable[[str, HeadBuilder], None]) -> None:
     register("mtp_train", _trainable_head)
+
+
+@hookimpl
+def register_commands(cli: click.Group) -> None:
+    from dsv3rt_train.commands import evaluate, train
+
+    cli.add_command(train.command)
+    cli.add_command(evaluate.command)

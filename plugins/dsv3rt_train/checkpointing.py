@@ -58,12 +58,23 @@ def restore(folder: Path, model: TrainableModel, optimizers: list[torch.optim.Op
         raise CheckpointError(
             f"{path} belongs to a run with other settings: {', '.join(changed)}", fix="use another output folder"
         )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(state["parameters"][name])
-        for layer, router in model.routers().items():
-            for name, buffer in router.named_buffers():
-                buffer.copy_(state["buffers"][layer][name])
+    _copy(state, model)
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
     return int(state["step"])
+
+
+def read_weights(folder: Path, model: TrainableModel) -> int:
+    """Only the weights of the save in `folder`. Returns the step they are of."""
+    state: dict[str, Any] = torch.load(folder / FILE, map_location="cpu", weights_only=True, mmap=True)
+    _copy(state, model)
+    return int(state["step"])
+
+
+@torch.no_grad()
+def _copy(state: dict[str, Any], model: TrainableModel) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.copy_(state["parameters"][name])
+    for layer, router in model.routers().items():
+        for name, buffer in router.named_buffers():
+            buffer.copy_(state["buffers"][layer][name])

@@ -114,6 +114,12 @@ class Trainer:
                     checkpointing.save(self.folder, self.next_step, self.model, self.optimizers, self.settings)
 
 
+def last_metrics(folder: Path) -> Metrics:
+    """The newest line of a run's metrics."""
+    metrics: Metrics = json.loads((folder / METRICS_FILE).read_text().splitlines()[-1])
+    return metrics
+
+
 def _step_of(line: str) -> int:
     """The step of a metrics line; a line cut off by a crash counts as the last of all."""
     try:

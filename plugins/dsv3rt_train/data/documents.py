@@ -81,16 +81,15 @@ class Encoder:
         return Document([self.bos, *words, self.eos], [False, *[True] * (len(words) + 1)])
 
 
-def read_records(paths: Iterable[Path]) -> Iterator[Mapping[str, Any]]:
-    """{"messages": [...]} or {"text": ...} from .jsonl files; a .txt file is one text a paragraph. Raises UserError."""
+def parse_lines(paths: Iterable[Path]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """("file:line", object) of .jsonl files; a .txt file is one {"text"} a paragraph. Raises UserError."""
     for path in paths:
         if not path.is_file():
             raise UserError(f"{path} does not exist", fix="name .jsonl or .txt files")
         with path.open(encoding="utf-8") as file:
             if path.suffix == ".txt":
-                for paragraph in file.read().split("\n\n"):
-                    if paragraph.strip():
-                        yield {"text": paragraph.strip()}
+                paragraphs = (paragraph.strip() for paragraph in file.read().split("\n\n"))
+                yield from ((str(path), {"text": paragraph}) for paragraph in paragraphs if paragraph)
                 continue
             for number, line in enumerate(file, 1):
                 if not line.strip():
@@ -99,11 +98,26 @@ def read_records(paths: Iterable[Path]) -> Iterator[Mapping[str, Any]]:
                     record = json.loads(line)
                 except json.JSONDecodeError as error:
                     raise UserError(f"{path}:{number} is not JSON: {error.msg}", fix="one JSON object a line") from None
-                if not isinstance(record, dict) or not ({"messages", "text"} & record.keys()):
-                    raise UserError(
-                        f'{path}:{number} has neither "messages" nor "text"', fix="see `dsv3rt train --help`"
-                    )
-                yield record
+                if not isinstance(record, dict):
+                    raise UserError(f"{path}:{number} is not a JSON object", fix="one JSON object a line")
+                yield f"{path}:{number}", record
+
+
+def read_records(paths: Iterable[Path]) -> Iterator[Mapping[str, Any]]:
+    """{"messages": [...]} or {"text": ...} from .jsonl and .txt files. Raises UserError naming file and line."""
+    for where, record in parse_lines(paths):
+        if not ({"messages", "text"} & record.keys()):
+            raise UserError(f'{where} has neither "messages" nor "text"', fix="see `dsv3rt train run --help`")
+        yield record
+
+
+def texts_of(records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """The plain texts of all records, message by message: what a tokenizer is trained on."""
+    for record in records:
+        if "messages" in record:
+            yield from (message["content"] for message in record["messages"])
+        else:
+            yield record["text"]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,161 @@
+"""`dsv3rt train`: run, recipe, tokenizer, export, plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dsv3rt.cli.output import emit_json, json_option
+
+if TYPE_CHECKING:
+    from dsv3rt_train.loop import Metrics
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.group("train")
+def command() -> None:
+    """Train a model of the family, here: from scratch, or on from a checkpoint.
+
+    \b
+    dsv3rt train recipe bundled /tmp/mini                     data, tokenizer and config of the bundled checkpoint
+    dsv3rt train run /tmp/run --config /tmp/mini/config.json --tokenizer /tmp/mini --data /tmp/mini/train.jsonl
+    dsv3rt train export /tmp/run /tmp/checkpoint --fp8        the official layout
+    """
+
+
+@command.command("recipe")
+@click.argument("name", type=click.Choice(["bundled"]))
+@click.argument("out", type=_PATH)
+@click.option(
+    "--wordnet", type=_PATH, default="/usr/share/wordnet", show_default=True, help="WordNet's database files."
+)
+@click.option("--conversations", type=click.IntRange(min=100), default=400_000, show_default=True)
+@click.option("--vocab-size", type=click.IntRange(min=300), default=2048, show_default=True)
+@click.option("--seed", default=1, show_default=True)
+@json_option
+def recipe(name: str, out: Path, wordnet: Path, conversations: int, vocab_size: int, seed: int, as_json: bool) -> None:
+    """Everything the bundled checkpoint is trained from, made afresh in OUT.
+
+    Needs WordNet's database (Debian: wordnet-base) and the package chatterbot-corpus; the rest is generated.
+    """
+    from dsv3rt_train.recipe import make_bundled
+
+    facts = make_bundled(out, wordnet, conversations=conversations, vocab_size=vocab_size, seed=seed)
+    _report(facts, f"{facts['conversations']} conversations, {facts['vocab_size']} tokens in {out}", as_json)
+
+
+@command.command("tokenizer")
+@click.argument("out", type=_PATH)
+@click.option("-d", "--data", multiple=True, required=True, type=_PATH, help="A .jsonl or .txt file; repeatable.")
+@click.option("--vocab-size", type=click.IntRange(min=300), default=4096, show_default=True)
+@click.option("--max-length", default=4096, show_default=True, help="Context length to write into its config.")
+@json_option
+def tokenizer(out: Path, data: tuple[Path, ...], vocab_size: int, max_length: int, as_json: bool) -> None:
+    """Train a sentencepiece tokenizer with DeepSeek's control tokens on text or conversations."""
+    from dsv3rt_train.data import tokenizer as making
+    from dsv3rt_train.data.documents import read_records, texts_of
+
+    processor = making.train(texts_of(read_records(data)), vocab_size)
+    making.save(processor, out, max_length=max_length)
+    _report({"folder": str(out), "vocab_size": processor.get_piece_size()}, f"tokenizer in {out}", as_json)
+
+
+@command.command("run")
+@click.argument("out", type=_PATH)
+@click.option("-d", "--data", multiple=True, required=True, type=_PATH, help="A .jsonl or .txt file; repeatable.")
+@click.option("--config", type=_PATH, help="config.json of a new model.")
+@click.option("--tokenizer", type=_PATH, help="Folder of its tokenizer [default: that of --from].")
+@click.option("--from", "base", type=_PATH, help="A checkpoint to go on from, instead of --config.")
+@click.option("--steps", type=click.IntRange(min=1), required=True, help="Optimizer steps in all.")
+@click.option("--warmup", default=40, show_default=True, help="Steps of warm-up.")
+@click.option("--decay-share", default=0.3, show_default=True, help="Last part of the steps, where the rate falls.")
+@click.option("--lr", default=5e-3, show_default=True, help="Highest learning rate.")
+@click.option("--optimizer", type=click.Choice(["muon", "adamw"]), default="muon", show_default=True)
+@click.option("--weight-decay", default=0.1, show_default=True)
+@click.option("--clip", default=1.0, show_default=True, help="Greatest norm of the gradient.")
+@click.option("--tokens", default=3072, show_default=True, help="Tokens of a micro-batch.")
+@click.option("--micro-batches", default=2, show_default=True, help="Micro-batches whose gradients make one step.")
+@click.option("--max-length", default=320, show_default=True, help="Longer documents are cut.")
+@click.option("--mtp-weight", default=0.3, show_default=True, help="Of the prediction module's loss.")
+@click.option("--mtp-weight-late", default=0.1, show_default=True, help="The same, where the learning rate falls.")
+@click.option("--mtp-share", default=1.0, show_default=True, help="Share of documents that train the module.")
+@click.option("--bias-speed", default=0.001, show_default=True, help="Of balancing; 0 turns it off.")
+@click.option("--numerics", type=click.Choice(["float32", "bf16", "fp8"]), default="float32", show_default=True)
+@click.option("--attention", metavar="NAME[:K=V,...]", help="Plugin for the attention slot.")
+@click.option("--routing", metavar="NAME[:K=V,...]", help="Plugin for the routing slot.")
+@click.option("--plugin", multiple=True, type=click.Path(), help="A plugin from a single file; repeatable.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("-t", "--threads", type=click.IntRange(min=1), help="CPU threads [default: one a core].")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--save-every", default=50, show_default=True, help="Steps between saves to resume from.")
+@json_option
+def run(out: Path, data: tuple[Path, ...], as_json: bool, **options: Any) -> None:
+    """Train in OUT; started again with the same arguments, it goes on where it was stopped, exactly.
+
+    Data: .jsonl with {"messages": [...]} (only the assistant's words are learnt) or {"text": ...}, or .txt. OUT gets
+    metrics.jsonl, curves.png, resume.pt and, at the end, checkpoint/ in the official layout.
+    """
+    from dsv3rt_train.run import Plan, train
+
+    numerics = options.pop("numerics")
+    plan = Plan(out=out, data=data, bf16=numerics == "bf16", fp8=numerics == "fp8", **options)
+    facts = train(plan, report=None if as_json else _Progress(plan.steps))
+    _report(facts, f"loss {facts['loss']:.4f}; checkpoint in {facts['checkpoint']}", as_json)
+
+
+@command.command("export")
+@click.argument("run_folder", metavar="RUN", type=_PATH)
+@click.argument("out", type=_PATH)
+@click.option("--fp8", is_flag=True, help="Block-FP8 matrices, as official checkpoints have them.")
+@json_option
+def export(run_folder: Path, out: Path, fp8: bool, as_json: bool) -> None:
+    """Write the newest save of RUN as an official checkpoint, also while it is still running."""
+    from dsv3rt_train.run import export_run
+
+    facts = export_run(run_folder, out, fp8=fp8)
+    _report(facts, f"step {facts['step']}: {facts['bytes']} bytes of weights in {out}", as_json)
+
+
+@command.command("plot")
+@click.argument("run_folder", metavar="RUN", type=_PATH)
+@click.option("--out", type=_PATH, help="PNG file [default: RUN/curves.png].")
+@json_option
+def plot(run_folder: Path, out: Path | None, as_json: bool) -> None:
+    """Draw loss, balance and agreement of drafts from RUN/metrics.jsonl."""
+    from dsv3rt_train.plots import draw
+
+    path = draw(run_folder, out)
+    _report({"png": str(path)}, str(path), as_json)
+
+
+class _Progress:
+    """One bar on stderr; a line every hundred steps where stderr is no terminal."""
+
+    def __init__(self, steps: int) -> None:
+        from rich.console import Console
+        from rich.progress import Progress, TextColumn
+
+        self._console = Console(stderr=True)
+        self._bar = Progress(*Progress.get_default_columns(), TextColumn("{task.fields[words]}"), console=self._console)
+        self._task = self._bar.add_task("training", total=steps, words="")
+
+    def __call__(self, metrics: Metrics) -> None:
+        step = int(metrics["step"]) + 1
+        words = f"loss {metrics['loss']:.3f}  {metrics['tokens'] / max(metrics['seconds'], 1e-9):.0f} tokens/s"
+        if self._console.is_terminal:
+            self._bar.start()
+            self._bar.update(self._task, completed=step, words=words)
+            if step == self._bar.tasks[0].total:
+                self._bar.stop()
+        elif step % 100 == 0:
+            click.echo(f"step {step}: {words}", err=True)
+
+
+def _report(facts: dict[str, Any], words: str, as_json: bool) -> None:
+    if as_json:
+        emit_json(facts)
+    else:
+        click.echo(words, err=True)

@@ -1,0 +1,49 @@
+"""The curves of a run as a PNG: loss, load of the busiest expert, agreement of drafts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dsv3rt.errors import UserError
+from dsv3rt_train.loop import METRICS_FILE
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """All whole lines of a run's metrics. Raises UserError."""
+    path = run / METRICS_FILE
+    if not path.is_file():
+        raise UserError(f"{run} has no {METRICS_FILE}", fix="name the folder of a training run")
+    lines = path.read_text().splitlines()
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def draw(run: Path, out: Path | None = None) -> Path:
+    """Write the picture (default: RUN/curves.png). Raises UserError when matplotlib is missing."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("matplotlib is not installed", fix="pip install 'dsv3rt[train]'") from None
+    metrics = read_metrics(run)
+    steps = [line["step"] for line in metrics]
+    figure = Figure(figsize=(8, 9), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss, balance, drafts = figure.subplots(3, 1, sharex=True)
+    loss.plot(steps, [line["loss"] for line in metrics], label="next token", linewidth=1)
+    with_mtp = [line for line in metrics if "mtp_loss" in line]
+    mtp_steps = [line["step"] for line in with_mtp]
+    loss.plot(mtp_steps, [line["mtp_loss"] for line in with_mtp], label="token after next", linewidth=1)
+    loss.set(ylabel="loss, nats a token", yscale="log")
+    loss.legend()
+    for layer in sorted(metrics[-1]["busiest"], key=int) if metrics else []:
+        balance.plot(steps, [line["busiest"].get(layer) for line in metrics], label=f"layer {layer}", linewidth=0.8)
+    balance.axhline(1.5, color="grey", linestyle=":")
+    balance.set(ylabel="busiest expert / mean load")
+    balance.legend(ncols=3, fontsize="small")
+    drafts.plot(mtp_steps, [line["mtp_agreement"] for line in with_mtp], linewidth=1)
+    drafts.set(ylabel="first drafts the model agrees with", xlabel="step", ylim=(0, 1))
+    path = out or run / "curves.png"
+    figure.savefig(path, dpi=110)
+    return path

@@ -1,0 +1,144 @@
+"""One training run from files to files: what `dsv3rt train run` does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsv3rt.config import ModelConfig
+from dsv3rt.errors import UsageError, UserError
+from dsv3rt.plugin_manager import Plugins, discover
+from dsv3rt.weights.source import Checkpoint
+from dsv3rt_train import checkpointing, export, plots
+from dsv3rt_train.balance import LoadObserver
+from dsv3rt_train.data.batches import Batches
+from dsv3rt_train.data.documents import Corpus, Encoder, read_records
+from dsv3rt_train.loop import Metrics, Trainer, last_metrics
+from dsv3rt_train.model.build import TrainableModel, assemble, initialise, load_weights
+from dsv3rt_train.settings import Settings
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+_PLAN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything `dsv3rt train run` was told; see its help."""
+
+    out: Path
+    data: tuple[Path, ...]
+    steps: int
+    config: Path | None = None
+    tokenizer: Path | None = None
+    base: Path | None = None
+    warmup: int = 40
+    decay_share: float = 0.3
+    lr: float = 5e-3
+    optimizer: str = "muon"
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    tokens: int = 3072
+    micro_batches: int = 2
+    max_length: int = 320
+    mtp_weight: float = 0.3
+    mtp_weight_late: float = 0.1
+    mtp_share: float = 1.0
+    bias_speed: float = 0.001
+    fp8: bool = False
+    bf16: bool = False
+    attention: str | None = None
+    routing: str | None = None
+    plugin: tuple[str, ...] = ()
+    device: str = "cpu"
+    threads: int | None = None
+    seed: int = 0
+    save_every: int = 50
+
+    def settings(self) -> Settings:
+        names = Settings.__dataclass_fields__.keys() & Plan.__dataclass_fields__.keys()
+        return Settings(**{name: getattr(self, name) for name in names})
+
+    def config_file(self) -> Path:
+        if (self.config is None) == (self.base is None):
+            raise UsageError("say what to train", fix="give either --config (a new model) or --from (a checkpoint)")
+        path = self.config or (self.base or Path()) / "config.json"
+        if not path.is_file():
+            raise UserError(f"{path} does not exist", fix="name a config.json, or a checkpoint folder")
+        return path
+
+    def tokenizer_folder(self) -> Path:
+        folder = self.tokenizer or self.base
+        if folder is None:
+            raise UsageError("a new model needs a tokenizer", fix="give --tokenizer FOLDER")
+        return folder
+
+
+def train(plan: Plan, report: Callable[[Metrics], None] | None = None) -> dict[str, Any]:
+    """Run to the end and export. Raises UserError."""
+    if plan.threads is not None:
+        torch.set_num_threads(plan.threads)
+    raw = json.loads(plan.config_file().read_text())
+    settings = plan.settings()
+    trainer = _prepare(plan, raw, settings)
+    plan.out.mkdir(parents=True, exist_ok=True)
+    remembered = {"config": raw, "tokenizer": str(plan.tokenizer_folder().resolve())}
+    (plan.out / _PLAN_FILE).write_text(json.dumps(remembered, indent=2) + "\n")
+    trainer.run(save_every=plan.save_every, report=report)
+    folder = plan.out / "checkpoint"
+    size = _write(trainer.model, folder, raw, plan.tokenizer_folder(), fp8=plan.fp8)
+    picture = plots.draw(plan.out)
+    last = last_metrics(plan.out)
+    return {
+        "checkpoint": str(folder),
+        "bytes": size,
+        "steps": settings.steps,
+        "png": str(picture),
+        **{key: last.get(key) for key in ("loss", "mtp_loss", "mtp_agreement", "busiest")},
+    }
+
+
+def _prepare(plan: Plan, raw: dict[str, Any], settings: Settings) -> Trainer:
+    plain = {key: value for key, value in raw.items() if key != "quantization_config"}
+    config = ModelConfig.from_dict(plain)
+    encoder = Encoder.from_folder(plan.tokenizer_folder())
+    corpus = Corpus.build(encoder, read_records(plan.data), max_length=plan.max_length)
+    if int(corpus.ids.max()) >= config.vocab_size:
+        raise UserError(f"the tokenizer has more tokens than vocab_size {config.vocab_size}", fix="use the model's own")
+    plugins: Plugins = discover(plan.plugin)
+    observer = LoadObserver(config.n_routed_experts)
+    model = assemble(config, plugins, [observer], attention=plan.attention, routing=plan.routing, fp8=plan.fp8,
+                     device=plan.device)  # fmt: skip
+    if plan.base is not None:
+        load_weights(model, Checkpoint(plan.base), torch.device(plan.device))
+    else:
+        initialise(model, settings.seed)
+    pad = config.pad_token_id if config.pad_token_id is not None else encoder.eos
+    batches = Batches(corpus, tokens=plan.tokens, micro_batches=plan.micro_batches, seed=plan.seed, pad_id=pad)
+    return Trainer(model, observer, batches, settings, plan.out)
+
+
+def _write(model: TrainableModel, folder: Path, raw: dict[str, Any], tokenizer: Path, *, fp8: bool) -> int:
+    size = export.write(model, folder, raw, fp8=fp8)
+    for name in TOKENIZER_FILES:
+        if (tokenizer / name).is_file():
+            shutil.copyfile(tokenizer / name, folder / name)
+    return size
+
+
+def export_run(run: Path, out: Path, *, fp8: bool) -> dict[str, Any]:
+    """The newest save of a run as an official checkpoint. Raises UserError."""
+    path = run / _PLAN_FILE
+    if not path.is_file() or not (run / checkpointing.FILE).is_file():
+        raise UserError(f"{run} holds no save of a training run", fix="name the OUT folder of `dsv3rt train run`")
+    remembered = json.loads(path.read_text())
+    plain = {key: value for key, value in remembered["config"].items() if key != "quantization_config"}
+    model = assemble(ModelConfig.from_dict(plain), discover())
+    step = checkpointing.read_weights(run, model)
+    size = _write(model, out, remembered["config"], Path(remembered["tokenizer"]), fp8=fp8)
+    return {"folder": str(out), "step": step, "bytes": size}

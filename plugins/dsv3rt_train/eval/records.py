@@ -1,7 +1,7 @@
 """Test items from local files in the formats they commonly have.
 
 - Multiple choice: HellaSwag {"ctx", "endings", "label"}; ARC {"question", "choices": {"text", "label"}, "answerKey"},
-  also with {"stem", "choices": [{"text", "label"}]} in "question"; MMLU {"question", "choices": [...], "answer": 0 or "A"}.
+  also with {"stem", "choices": [{"text", "label"}]} in "question"; MMLU {"question", "choices": [...], "answer": 0}.
 - Exact match: GSM8K {"question", "answer": "... #### 42"}; plain {"question", "answer"}; conversations
   {"messages": [...]}, whose last message is the answer.
 - Text: {"text"}, or a .txt file.

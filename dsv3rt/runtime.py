@@ -188,7 +188,7 @@ class Runtime:
             )
         if max_tokens is not None and max_tokens < 0:
             raise UsageError(f"max_tokens {max_tokens} is negative", fix="give 0 or more")
-        if draft_tokens != "auto" and (isinstance(draft_tokens, str) or draft_tokens < 0):
+        if draft_tokens != "auto" and (type(draft_tokens) is not int or draft_tokens < 0):
             raise UsageError(f"draft_tokens {draft_tokens!r} is not a count", fix='give 0 or more, or "auto"')
         answer = Answer(
             self.tokenizer if stop or self.has_tokenizer else None,

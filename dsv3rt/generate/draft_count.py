@@ -18,7 +18,7 @@ SMOOTHING = 0.2
 """Weight of the newest step's cost."""
 OUTLIER = 3.0
 """A step that costs this many times the usual was interrupted by something else."""
-FIRST_LOOK, LAST_LOOK = 32, 2048
+FIRST_LOOK, LAST_LOOK = 64, 2048
 """Steps between looks at other counts: the first interval, doubled each time nothing changes, and the longest."""
 LOOK_STEPS = 2
 """Steps of one look, beside the one that begins drafting."""
@@ -115,6 +115,11 @@ class AutoCount:
         self.meter = meter if meter is not None else Meter()
         self.best = min(1, limit)
         self._interval = FIRST_LOOK
+        self._plan = self._steps()
+
+    def restart(self) -> None:
+        """Measure anew: steps have become quicker or slower."""
+        self.costs.measured.clear()
         self._plan = self._steps()
 
     def choose(self) -> int:

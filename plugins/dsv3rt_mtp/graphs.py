@@ -108,7 +108,8 @@ class SampledDraft(nn.Module):
             passed_BC = probs_BC.cumsum(-1) <= uniform_k[d]
             # rounding may leave the sum below the number drawn: the last candidate with any weight is then meant
             choice_B1 = torch.minimum(passed_BC.sum(-1, keepdim=True), (probs_BC > 0).sum(-1, keepdim=True) - 1)
-            return ids_BC.gather(1, choice_B1)[:, 0]
+            # damaged weights: nothing has a weight, and whatever is drafted will be rejected
+            return ids_BC.gather(1, choice_B1.clamp_min(0))[:, 0]
 
         positions_BT = (position_1 + torch.arange(ids_BT.shape[1], device=ids_BT.device))[None]
         drafts = draft_chain(self.head, ids_BT, hidden_BTD, positions_BT, newest_1, caches, self.count, choose)

@@ -34,7 +34,6 @@ from dsv3rt.generate.steps import Settled, plain_steps
 from dsv3rt.interfaces import ChatFormat, RoutingObserver, Tokenizer
 from dsv3rt.plugin_manager import Plugins, discover
 from dsv3rt.weights.loader import load_weights
-from dsv3rt.weights.prefault import prefault
 from dsv3rt.weights.source import Checkpoint
 
 Message = Mapping[str, Any]
@@ -365,8 +364,6 @@ def load(
     source = Checkpoint(folder)
     watching = [found.find("routing_observer", name).builder for name in observers]
     model, plan = _assemble(plan, found, source, watching, progress)
-    if plan.device.type == "cpu":
-        prefault(source, progress)
     found.manager.hook.model_assembled(model=model.decoder, plan=plan)
     engine = Engine(model.decoder, "off" if watching else compile)
     load_s = time.perf_counter() - started

@@ -9,8 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dsv3rt.weights.loader import LoadReport, Progress, load_weights
+    from dsv3rt.weights.loader import LoadReport, load_weights
     from dsv3rt.weights.locate import locate
+    from dsv3rt.weights.prefault import Progress
     from dsv3rt.weights.source import Checkpoint
 
 __all__ = ["Checkpoint", "LoadReport", "Progress", "load_weights", "locate"]
@@ -20,7 +21,7 @@ def __getattr__(name: str) -> Any:
     places = {
         "Checkpoint": "source",
         "LoadReport": "loader",
-        "Progress": "loader",
+        "Progress": "prefault",
         "load_weights": "loader",
         "locate": "locate",
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,10 +17,8 @@ from torch import Tensor, nn
 from dsv3rt.config import ModelConfig
 from dsv3rt.errors import CheckpointError, PluginError
 from dsv3rt.interfaces import LoadsItself, TensorSource
+from dsv3rt.weights.prefault import Progress, prefault
 from dsv3rt.weights.source import Checkpoint
-
-Progress = Callable[[str, int, int], None]
-"""(stage, bytes done, bytes in all)"""
 
 _EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
@@ -56,9 +54,14 @@ def load_weights(
     that is met twice (a head may hold the decoder's embedding) is loaded where it is met first.
     A parameter gets the dtype it was declared with on meta, unless its module says `keep_stored_dtype = True`: then
     that of the file. On the CPU, a tensor whose dtype fits is not copied but stays a view of the mapped file.
-    Raises CheckpointError (missing tensor, wrong shape) and PluginError (a module left something on meta).
+   
+    A cold file is read front to back first. Raises CheckpointError (missing tensor, wrong shape) and PluginError (a
+    module left something on meta).
     """
     taker = _Taker(_TiedSource(source) if config.tie_word_embeddings and _HEAD not in source else source, device)
+    if device.type == "cpu":
+        with_mtp = len(roots) > 1
+        prefault([info for info in source.infos.values() if with_mtp or not _of_mtp(info.name, config)], progress)
     seen: set[int] = set()
     for prefix, module in (found for root in roots for found in _loadable(roots[root], root, seen)):
         if isinstance(module, LoadsItself):
@@ -66,7 +69,7 @@ def load_weights(
         else:
             taker.fill(module, prefix)
         if progress:
-            progress("mapping weights", source.consumed_bytes, source.total_bytes)
+            progress("taking weights", source.consumed_bytes, source.total_bytes)
     for root in roots.values():
         _check_nothing_on_meta(root)
     mtp, unexpected = _explain(source.unused(), config)
@@ -74,7 +77,7 @@ def load_weights(
         shown = ", ".join(unexpected[:4]) + (f" and {len(unexpected) - 4} more" if len(unexpected) > 4 else "")
         _log.warning("%d tensors of the checkpoint are not used by this model: %s", len(unexpected), shown)
     if progress:
-        progress("mapping weights", source.total_bytes, source.total_bytes)
+        progress("taking weights", source.total_bytes, source.total_bytes)
     return LoadReport(len(source.consumed), source.consumed_bytes, taker.copied_bytes, mtp, unexpected)
 
 
@@ -158,12 +161,17 @@ def _check_nothing_on_meta(model: nn.Module) -> None:
             )
 
 
+def _of_mtp(name: str, config: ModelConfig) -> bool:
+    """Whether a tensor belongs to an MTP module: their layers come after the decoder's."""
+    layer = _LAYER.match(name)
+    return layer is not None and int(layer[1]) >= config.num_hidden_layers
+
+
 def _explain(unused: Sequence[str], config: ModelConfig) -> tuple[int, tuple[str, ...]]:
     """Sort what nobody asked for: (tensors of MTP modules, the rest that has no explanation)."""
     mtp, unexpected = 0, []
     for name in unused:
-        layer = _LAYER.match(name)
-        if layer and int(layer[1]) >= config.num_hidden_layers:
+        if _of_mtp(name, config):
             mtp += 1
         elif not name.endswith("rotary_emb.inv_freq") and not (name == _HEAD and config.tie_word_embeddings):
             unexpected.append(name)

@@ -6,10 +6,13 @@ Without this the first tokens fault pages in the order of the computation, which
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from dsv3rt.weights.loader import Progress
-from dsv3rt.weights.source import Checkpoint
+from dsv3rt.weights.header import TensorInfo
+
+Progress = Callable[[str, int, int], None]
+"""(stage, bytes done, bytes in all)"""
 
 _CHUNK = 8 << 20
 _SHARE_OF_MEMORY = 0.9
@@ -23,12 +26,12 @@ def available_memory() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def prefault(source: Checkpoint, progress: Progress | None = None) -> bool:
-    """Read the consumed tensors' bytes into the page cache, but for what is there already (which takes no time).
+def prefault(infos: Iterable[TensorInfo], progress: Progress | None = None) -> bool:
+    """Read these tensors' bytes into the page cache, but for what is there already (which takes no time).
 
     False, and nothing read, when they would not fit into memory.
     """
-    spans = _spans(source)
+    spans = _spans(infos)
     total = sum(end - start for _, start, end in spans)
     if total > _SHARE_OF_MEMORY * available_memory():
         return False
@@ -56,10 +59,10 @@ def _cached(descriptor: int, offset: int) -> bool:
         return False
 
 
-def _spans(source: Checkpoint) -> list[tuple[Path, int, int]]:
-    """(file, start, end) of the consumed tensors, neighbours joined, in the order of the files."""
+def _spans(infos: Iterable[TensorInfo]) -> list[tuple[Path, int, int]]:
+    """(file, start, end) of the tensors, neighbours joined, in the order of the files."""
     spans: list[tuple[Path, int, int]] = []
-    for info in sorted((source.infos[name] for name in source.consumed), key=lambda info: (info.file, info.start)):
+    for info in sorted(infos, key=lambda info: (info.file, info.start)):
         if spans and spans[-1][0] == info.file and spans[-1][2] == info.start:
             spans[-1] = (info.file, spans[-1][1], info.end)
         else:

@@ -111,36 +111,46 @@ def test_loads_by_official_name(tmp_path: Path) -> None:
     assert torch.equal(model.get_buffer("model.steps"), contents["model.steps"])
     assert report.tensors == 5 and report.unexpected == () and report.mtp_unused == 0
     assert report.copied_bytes == 4 * 4, "only the norm was converted"
-    assert steps[-1] == ("mapping weights", source.total_bytes, source.total_bytes)
-    assert [done for _, done, _ in steps] == sorted(done for _, done, _ in steps)
+    assert steps[-1] == ("taking weights", source.total_bytes, source.total_bytes)
+    assert {stage for stage, _, _ in steps} == {"reading weights", "taking weights"}
     embed = model.model.embed_tokens.weight
     assert embed.data_ptr() == source.get("model.embed_tokens.weight").data_ptr(), "a view of the mapped file"
 
 
-def test_prefault_reads_what_was_used(tmp_path: Path) -> None:
-    source = write(tmp_path, tensors() | {"model.layers.1.big": torch.zeros(1000)})
-    load_weights({"": meta_model()}, source, CONFIG, device=CPU)
-    steps: list[tuple[str, int, int]] = []
-    assert prefault(source, lambda *step: steps.append(step))
-    assert steps[-1][1] == steps[-1][2] == source.consumed_bytes < source.total_bytes
+def test_a_cold_file_is_read_front_to_back(tmp_path: Path) -> None:
+    """Before anything is taken from it; an MTP module's part only when a head wants it."""
+    mtp = {"model.layers.1.norm.weight": torch.zeros(20 << 20)}
+    source = write(tmp_path, tensors() | mtp)
+    descriptor = os.open(tmp_path / "model.safetensors", os.O_RDWR)
+    with torch.device("meta"):
+        head = nn.ModuleDict({"1": nn.ModuleDict({"norm": Norm()})})
+        head["1"]["norm"].weight = nn.Parameter(torch.empty(20 << 20))
+    for roots, wanted in [({"": meta_model()}, False), ({"": meta_model(), "model.layers": head}, True)]:
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        steps: list[tuple[str, int, int]] = []
+        load_weights(roots, source, CONFIG, device=CPU, progress=lambda *step, steps=steps: steps.append(step))
+        read = [step for step in steps if step[0] == "reading weights"]
+        assert steps[: len(read)] == read
+        assert read[-1][1] == read[-1][2] == source.total_bytes - (0 if wanted else 80 << 20)
+        at = source.infos["model.layers.1.norm.weight"].start + (79 << 20)
+        assert in_page_cache(descriptor, at) == wanted
+    os.close(descriptor)
+
+
+def in_page_cache(descriptor: int, offset: int) -> bool:
+    try:
+        return os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+    except BlockingIOError:
+        return False
 
 
 def test_prefault_does_not_read_what_would_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path, tensors())
-    load_weights({"": meta_model()}, source, CONFIG, device=CPU)
-    monkeypatch.setattr("dsv3rt.weights.prefault.available_memory", lambda: source.consumed_bytes)
-    assert not prefault(source)
-
-
-def test_prefault_brings_a_cold_file_in(tmp_path: Path) -> None:
-    source = write(tmp_path, {"big": torch.zeros(20 << 20, dtype=torch.uint8)})
-    source.get("big")
-    descriptor = os.open(tmp_path / "model.safetensors", os.O_RDWR)
-    os.fsync(descriptor)
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    assert prefault(source)
-    assert os.preadv(descriptor, [bytearray(4096)], 19 << 20, os.RWF_NOWAIT) == 4096, "it is in the page cache"
-    os.close(descriptor)
+    monkeypatch.setattr("dsv3rt.weights.prefault.available_memory", lambda: source.total_bytes)
+    assert not prefault(source.infos.values())
+    monkeypatch.setattr("dsv3rt.weights.prefault.available_memory", lambda: 2 * source.total_bytes)
+    assert prefault(source.infos.values())
 
 
 def test_leftovers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

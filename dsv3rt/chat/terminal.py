@@ -7,6 +7,7 @@ input, so that all of it can be driven by a test.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import signal
 import sys
@@ -126,6 +127,7 @@ class Terminal:
         self.show_footer = show_footer
         self.out = out or Console(highlight=False, soft_wrap=True, markup=False)
         self.err = err or Console(highlight=False, soft_wrap=True, markup=False, stderr=True)
+        self.debug = os.environ.get("DSV3RT_DEBUG", "") not in ("", "0")
         self._interrupt = Interrupt()
         self._draft = ""
 
@@ -164,6 +166,11 @@ class Terminal:
                 self.ask(text[1:] if stripped.startswith("//") else text)
         except UserError as error:
             self._complain(error)
+        except Exception as error:
+            if self.debug:
+                raise
+            reason = next(iter(str(error).splitlines()), "")[:200]
+            self._complain(UserError(f"unexpected {type(error).__name__}: {reason}", fix="DSV3RT_DEBUG=1 shows all"))
         return True
 
     # -- speaking -----------------------------------------------------------------------------------------------------
@@ -200,7 +207,10 @@ class Terminal:
                         stream.close()
                         break
                 generation = stream.generation
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, Exception):
+                # Ctrl-C reaches every process of the terminal: a compiler killed by it makes torch.compile fail.
+                if not self._interrupt.asked:
+                    raise
                 self._end_line()
                 self._note("stopped", "the question is back in the input line")
                 return None

@@ -171,7 +171,8 @@ def run(arguments: Sequence[str] | None = None, group: LazyGroup | None = None) 
         _complain(error.format_message().rstrip(".") + hint)
         return error.exit_code
     except Exception as error:
-        _complain(f"unexpected {type(error).__name__}: {error} (DSV3RT_DEBUG=1 shows the traceback)")
+        reason = " ".join(str(error).split())[:300]  # a compiler's complaint can fill the screen
+        _complain(f"unexpected {type(error).__name__}: {reason} (DSV3RT_DEBUG=1 shows the traceback)")
         return 1
 
 

@@ -40,6 +40,8 @@ class FakeStream:
             if index == self._interrupt_at:
                 for _ in range(self._presses):
                     os.kill(os.getpid(), signal.SIGINT)
+            if text == "BREAK":
+                raise RuntimeError("a compiler was killed\nby Ctrl-C")
             self.shown.append((reasoning, text))
             yield SimpleNamespace(reasoning=reasoning, text=text, token_ids=(1,))
 
@@ -165,6 +167,21 @@ def test_a_second_ctrl_c_does_not_wait_and_loses_nothing() -> None:
     terminal.run(keys)
     assert keys.drafts == ["", "count"] and terminal.conversation.messages == []
     assert "back in the input line" in err.getvalue()
+
+
+def test_a_compiler_killed_by_ctrl_c_is_no_accident() -> None:
+    terminal, _, err = make(FakeRuntime([[("", "one"), ("", "BREAK")], "next"], interrupt_at=1))
+    keys = Keys("count", "count")
+    terminal.run(keys)
+    assert keys.drafts[1] == "count" and "unexpected" not in err.getvalue() and "stopped" in err.getvalue()
+
+
+def test_an_accident_does_not_end_the_conversation() -> None:
+    terminal, out, err = make(FakeRuntime(["a", [("", "BREAK")], "b"]))
+    keys = Keys("first", "second", "second")
+    terminal.run(keys)
+    assert keys.drafts[2] == "second" and out.getvalue().endswith("b\n")
+    assert "error: unexpected RuntimeError: a compiler was killed (DSV3RT_DEBUG=1 shows all)\n" in err.getvalue()
 
 
 def test_beyond_the_context_loses_nothing() -> None:

@@ -29,10 +29,10 @@ def dequantize(weight_NK: Tensor, scale_nk: Tensor, dtype: torch.dtype) -> Tenso
     return (weight_NK.float() * spread(scale_nk.float(), *weight_NK.shape)).to(dtype)
 
 
-def quantize_weight(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_weight(weight_NK: Tensor, *, ue8m0: bool = False) -> tuple[Tensor, Tensor]:
     """Values -> (e4m3 [N, K], scale_inv float32 [n, k]), as the official converter does.
 
-    Raises ValueError on NaN or infinity.
+    `ue8m0` rounds scales up to powers of two. Raises ValueError on NaN or infinity.
     """
     rows, columns = weight_NK.shape
     n, k = grid(rows, columns)
@@ -41,6 +41,8 @@ def quantize_weight(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
     if not bool(torch.isfinite(peak_nk).all()):
         raise ValueError("the weight holds NaN or infinity")
     scale_nk = torch.where(peak_nk > 0, peak_nk / E4M3_MAX, torch.ones_like(peak_nk))
+    if ue8m0:
+        scale_nk = torch.exp2(torch.ceil(torch.log2(scale_nk)))
     codes = (values / scale_nk[:, None, :, None]).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
     codes_NK = codes.view(n * BLOCK, k * BLOCK)[:rows, :columns].contiguous()
     return codes_NK, scale_nk

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +121,10 @@ def _plan(loading: Loading, config: ModelConfig) -> tuple[dict[str, Any], int | 
             cache_dtype=loading.cache_dtype,
             max_context=loading.ctx_size,
         )
-        return plan.as_dict(), build(plan, plugins).decoder.cache_bytes_per_token
+        # attention alone says what a token takes: thousands of experts need not be built to ask it
+        dense = replace(config, n_routed_experts=0, num_nextn_predict_layers=0)
+        bare = replace(plan, config=dense, routing=None, head=None)
+        return plan.as_dict(), build(bare, plugins).decoder.cache_bytes_per_token
     except PluginError as error:
         if loading.plugin or any(slots.values()):
             raise

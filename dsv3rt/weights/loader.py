@@ -54,7 +54,7 @@ def load_weights(
     that is met twice (a head may hold the decoder's embedding) is loaded where it is met first.
     A parameter gets the dtype it was declared with on meta, unless its module says `keep_stored_dtype = True`: then
     that of the file. On the CPU, a tensor whose dtype fits is not copied but stays a view of the mapped file.
-   
+
     A cold file is read front to back first. Raises CheckpointError (missing tensor, wrong shape) and PluginError (a
     module left something on meta).
     """

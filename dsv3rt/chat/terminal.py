@@ -9,18 +9,15 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import signal
-import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType, MappingProxyType
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from rich.console import Console
 
 from dsv3rt.chat.conversation import Conversation
+from dsv3rt.chat.keyboard import Interrupt, Read, Waiting, silent_keys, unquote
 from dsv3rt.chat.report import Totals, footer, long_form, table
 from dsv3rt.chat.settings import ChatSettings
 from dsv3rt.errors import ContextError, UsageError, UserError
@@ -49,10 +46,7 @@ class Speaker(Protocol):
     ) -> Any: ...
 
 
-Read = Callable[[str], str]
-"""Given the text to start from, the user's next input. Raises EOFError (Ctrl-D), KeyboardInterrupt (Ctrl-C)."""
-
-_COMMANDS: Mapping[str, str] = MappingProxyType(
+COMMANDS: Mapping[str, str] = MappingProxyType(
     {
         "help": "this list",
         "set": "[NAME VALUE]: show or change a setting; VALUE default undoes it",
@@ -70,31 +64,6 @@ _COMMANDS: Mapping[str, str] = MappingProxyType(
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Characters that move the cursor or begin an escape sequence."""
 _LEAVE = ("exit", "quit", "bye")
-
-
-class Interrupt:
-    """Ctrl-C while an answer comes: the first asks it to end, the second does not wait."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    @contextmanager
-    def watch(self) -> Iterator[None]:
-        self.asked = False
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def handle(number: int, frame: FrameType | None) -> None:
-            if self.asked:
-                raise KeyboardInterrupt
-            self.asked = True
-
-        before = signal.signal(signal.SIGINT, handle)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
 
 
 class Terminal:
@@ -196,12 +165,16 @@ class Terminal:
         variables = self.settings.variables()
         thinking = False
         generation = None
-        with self._interrupt.watch():
+        with self._interrupt.watch(), silent_keys(), Waiting(self.err, "reading") as waiting:
             try:
                 stream: AnswerStream = self.speaker.chat(
                     self.conversation.all_messages(), stream=True, template_kwargs=variables, **options
                 )
                 for chunk in stream:
+                    if chunk.text or (chunk.reasoning and not self.settings.hide_reasoning):
+                        waiting.stop()
+                    elif chunk.reasoning:
+                        waiting.say("thinking")
                     thinking = self._show(chunk, thinking)
                     if self._interrupt.asked:
                         stream.close()
@@ -211,6 +184,7 @@ class Terminal:
                 # Ctrl-C reaches every process of the terminal: a compiler killed by it makes torch.compile fail.
                 if not self._interrupt.asked:
                     raise
+                waiting.stop()
                 self._end_line()
                 self._note("stopped", "the question is back in the input line")
                 return None
@@ -248,14 +222,14 @@ class Terminal:
     # -- commands -----------------------------------------------------------------------------------------------------
 
     def _command(self, name: str, rest: str) -> None:
-        if name not in _COMMANDS:
-            close = difflib.get_close_matches(name, [*_COMMANDS, *_LEAVE], n=1)
+        if name not in COMMANDS:
+            close = difflib.get_close_matches(name, [*COMMANDS, *_LEAVE], n=1)
             hint = f"did you mean /{close[0]}?" if close else "/help lists them"
             raise UsageError(f"there is no command /{name}", fix=f"{hint}; to say it, write //{name}")
         getattr(self, f"_do_{name}", lambda rest: None)(rest)
 
     def _do_help(self, rest: str) -> None:
-        self._tell(table([(f"/{name}", text) for name, text in _COMMANDS.items()]))
+        self._tell(table([(f"/{name}", text) for name, text in COMMANDS.items()]))
         self._tell('  """ begins and ends several lines; Alt-Enter is a new line; Ctrl-C stops an answer')
 
     def _do_set(self, rest: str) -> None:
@@ -342,54 +316,3 @@ class Terminal:
         self.err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         if isinstance(error, ContextError):
             self._note("nothing is lost: /drop N forgets the oldest questions, /clear all; then press Enter again")
-
-
-def unquote(text: str) -> str:
-    '''Several lines between """ and """, as one text.'''
-    stripped = text.strip()
-    if len(stripped) >= 6 and stripped.startswith('"""') and stripped.endswith('"""'):
-        return stripped[3:-3].strip("\n")
-    return text
-
-
-def is_complete(text: str) -> bool:
-    '''Whether Enter sends: not while a """ is open.'''
-    stripped = text.strip()
-    return not stripped.startswith('"""') or (len(stripped) >= 6 and stripped.endswith('"""'))
-
-
-def keyboard() -> Read:
-    """Input by prompt_toolkit: history (this session's), Alt-Enter for a new line, pasted lines kept together."""
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.completion import WordCompleter
-    from prompt_toolkit.history import InMemoryHistory
-    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
-
-    keys = KeyBindings()
-
-    @keys.add("enter")
-    def _send(event: KeyPressEvent) -> None:
-        buffer = event.current_buffer
-        if is_complete(buffer.text):
-            buffer.validate_and_handle()
-        else:
-            buffer.insert_text("\n")
-
-    @keys.add("escape", "enter")
-    def _new_line(event: KeyPressEvent) -> None:
-        event.current_buffer.insert_text("\n")
-
-    session: PromptSession[str] = PromptSession(
-        history=InMemoryHistory(),
-        key_bindings=keys,
-        multiline=True,
-        completer=WordCompleter([f"/{name}" for name in _COMMANDS], sentence=True),
-        complete_while_typing=False,
-        prompt_continuation=lambda width, line, wrapped: "... ".rjust(width) if not wrapped else "",
-    )
-    return lambda draft: session.prompt(">>> ", default=draft)
-
-
-def is_interactive() -> bool:
-    """Whether a person sits at both ends."""
-    return sys.stdin.isatty() and sys.stdout.isatty()

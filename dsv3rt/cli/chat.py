@@ -114,10 +114,11 @@ def _check(runtime: Runtime, sampling: dict[str, Any]) -> None:
 
 
 def _converse(terminal: Terminal) -> None:
-    from dsv3rt.chat.terminal import keyboard
+    from dsv3rt.chat.keyboard import keyboard
+    from dsv3rt.chat.terminal import COMMANDS
 
     terminal.err.print(f"{Path(terminal.model).name}: /help lists the commands, Ctrl-D leaves", style="dim")
-    terminal.run(keyboard())
+    terminal.run(keyboard(COMMANDS))
 
 
 def _answer(runtime: Runtime, settings: ChatSettings, system: str | None, question: str) -> None:

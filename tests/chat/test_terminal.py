@@ -16,8 +16,9 @@ import pytest
 from rich.console import Console
 
 from dsv3rt.chat.conversation import Conversation
+from dsv3rt.chat.keyboard import is_complete, keyboard, unquote
 from dsv3rt.chat.settings import ChatSettings
-from dsv3rt.chat.terminal import Terminal, is_complete, keyboard, unquote
+from dsv3rt.chat.terminal import COMMANDS, Terminal
 from dsv3rt.errors import ContextError, UsageError
 from dsv3rt.generate.sampling import SamplingParams
 
@@ -365,7 +366,7 @@ def test_the_keyboard() -> None:
     from prompt_toolkit.output import DummyOutput
 
     with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
-        read = keyboard()
+        read = keyboard(COMMANDS)
         keys.send_text("hello\r")
         assert read("") == "hello"
         keys.send_text('"""a\rb"""\r')

@@ -95,9 +95,8 @@ class LazyGroup(click.Group):
 
 
 def _declared() -> dict[str, str]:
-    """Command -> distribution, as packaging metadata has it."""
-    entries = metadata.entry_points(group=COMMAND_GROUP)
-    return {entry.name: entry.dist.name if entry.dist else entry.value for entry in entries}
+    """Command -> the plugin it comes from, as packaging metadata has it."""
+    return {entry.name: entry.value for entry in metadata.entry_points(group=COMMAND_GROUP)}
 
 
 def _version() -> str:

@@ -14,6 +14,11 @@ from dsv3rt.config import ModelConfig
 from dsv3rt.weights.sizes import Sizes
 
 
+@pytest.fixture(autouse=True)
+def known_bandwidth(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dsv3rt.native.read_bandwidth_gbs", lambda: 20.0)
+
+
 def test_json_contract(tiny_bare: Path, as_json: Callable[..., dict[str, Any]]) -> None:
     found = as_json("bench", str(tiny_bare), "--prompt-tokens", "20", "--gen-tokens", "10", "--repeat", "2", *PLAIN)
     for name in ("prefill_tps", "decode_tps", "ttft_s", "bandwidth_fraction"):
@@ -21,7 +26,7 @@ def test_json_contract(tiny_bare: Path, as_json: Callable[..., dict[str, Any]]) 
         assert 0 < found[name]["min"] <= found[name]["median"] <= found[name]["max"]
     sizes = Sizes.of(ModelConfig.from_folder(tiny_bare))
     assert found["weight_bytes_per_token"] == sizes.read_bytes_per_token
-    assert found["machine_read_gbs"] > 0 and found["peak_rss_bytes"] > 0
+    assert found["machine_read_gbs"] == 20 and found["peak_rss_bytes"] > 0
     assert found["prompt_tokens"] == 20, "every run computes the whole prompt"
     assert found["gen_tokens"] == 10
     fraction = found["weight_bytes_per_token"] * found["decode_tps"]["max"] / found["machine_read_gbs"] / 1e9

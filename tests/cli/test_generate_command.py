@@ -16,6 +16,7 @@ import pytest
 from conftest import PLAIN
 
 from dsv3rt.cli.main import run
+from dsv3rt.testing import preset, random_checkpoint
 
 AsJson = Callable[..., dict[str, Any]]
 
@@ -63,6 +64,16 @@ def test_seeds(tiny: Path, as_json: AsJson) -> None:
         return found
 
     assert ids(1) == ids(1) != ids(2)
+
+
+def test_drafting_changes_no_token(tmp_path: Path, as_json: AsJson) -> None:
+    folder = random_checkpoint(tmp_path / "made", preset("tiny", layers=2, mtp=1))
+    options = ("--prompt-ids", "7,8,9", "-n", "24", "--temp", "0", "--ignore-eos", "--compile", "off")
+    plain = as_json("generate", str(folder), *options, "--head", "none")
+    drafted = as_json("generate", str(folder), *options, "--head", "mtp", "--draft-tokens", "2")
+    assert drafted["token_ids"] == plain["token_ids"]
+    assert plain["speculation"]["drafted"] == 0 < drafted["speculation"]["drafted"]
+    assert drafted["plan"]["head"]["name"] == "mtp" and plain["plan"]["head"] is None
 
 
 def test_text_streams_to_stdout(

@@ -21,7 +21,8 @@ def inspect(capfd: Capture, *arguments: str) -> dict[str, Any]:
     return found
 
 
-def test_a_whole_checkpoint(tmp_path: Path, capfd: Capture) -> None:
+def test_a_whole_checkpoint(tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dsv3rt.native.read_bandwidth_gbs", lambda: 20.0)
     folder = random_checkpoint(tmp_path / "made", preset("tiny"), fp8=True, shards=3, tokenizer=True)
     facts = inspect(capfd, str(folder), "-c", "1000")
     assert facts["family"] == "DeepSeek-V3" and facts["format"].startswith("fp8")
@@ -31,6 +32,7 @@ def test_a_whole_checkpoint(tmp_path: Path, capfd: Capture) -> None:
     assert facts["tokenizer"] == {"file": "tokenizer.json", "chat_template": True}
     assert facts["generation_defaults"] == {"bos_token_id": 256, "eos_token_id": 257}
     assert facts["memory"]["cache"] == 1000 * facts["cache_bytes_per_token"] and facts["memory"]["fits"]
+    assert facts["limit_tps"] == pytest.approx(20e9 / facts["weight_bytes_per_token"])
     assert 0 < facts["predicted_tps"] < facts["limit_tps"]
     assert facts["plan"]["attention"]["name"] == "mla" and facts["plan"]["routing"]["name"] == "bias_topk"
     assert run(["inspect", str(folder), "--no-bandwidth"]) == 0

@@ -1,0 +1,81 @@
+"""Phase experts: all chosen experts of one moonlight-16b-a3b layer (64 experts, 6 a token) in one call.
+
+Every call uses other experts out of 550 MB or more, so that they come from memory and not from a cache.
+Legend: D hidden, F expert hidden, E experts, K chosen experts.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from dsv3rt_fp8 import native_ops
+from measure import CALLS, random_bytes, report_bytes, report_flops
+from torch import Tensor
+
+D, F, E, K = 2048, 1408, 64, 6
+FORMATS = {"fp8": torch.float8_e4m3fn, "bf16": torch.bfloat16}
+
+
+class Layer:
+    """The experts as the operator wants them."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.matrix_bytes = D * F * dtype.itemsize
+        self.format = native_ops.FORMATS[dtype]
+        self.storage = random_bytes(E * 3 * self.matrix_bytes)
+        self.scales = torch.rand(16, 16) * 1e-3
+        start = self.storage.data_ptr()
+        entries = [[start + i * self.matrix_bytes, self.scales.data_ptr()] for i in range(E * 3)]
+        self.table = torch.tensor(entries, dtype=torch.int64).view(E, 3, 2)
+
+    def __call__(self, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+        return torch.ops.dsv3rt.experts(x, weights, ids, self.table, F, self.format)  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module", params=list(FORMATS))
+def layer(request: pytest.FixtureRequest) -> Layer:
+    if native_ops.library() is None:
+        pytest.skip("no native kernels")
+    return Layer(FORMATS[request.param])
+
+
+def chosen(tokens: int) -> Tensor:
+    return torch.stack([torch.randperm(E)[:K] for _ in range(tokens)])
+
+
+@pytest.mark.benchmark(group="experts")
+@pytest.mark.parametrize("tokens", [1, 2, 4])
+def test_decode(benchmark: Any, layer: Layer, tokens: int) -> None:
+    x, weights = torch.randn(tokens, D) * 1e-2, torch.rand(tokens, K)
+    # one permutation dealt out in turn: a call never meets the experts of the call before
+    deals = [torch.randperm(E)[:60].view(10, K) for _ in range(8 * tokens)]
+    rounds = torch.cat(deals).view(-1, tokens, K)
+    numbers = itertools.cycle(range(len(rounds)))
+
+    def run() -> None:
+        for _ in range(CALLS):
+            layer(x, weights, rounds[next(numbers)])
+
+    benchmark.pedantic(run, rounds=25, warmup_rounds=3)
+    distinct = sum(len(ids.unique()) for ids in rounds) / len(rounds)
+    report_bytes(benchmark, int(CALLS * distinct * 3 * layer.matrix_bytes))
+
+
+@pytest.mark.benchmark(group="experts")
+def test_prefill(benchmark: Any, layer: Layer) -> None:
+    import time
+
+    tokens = 512
+    x, weights, ids = torch.randn(tokens, D) * 1e-2, torch.rand(tokens, K), chosen(tokens)
+    one = torch.randn(F, D)
+    rows = torch.randn(tokens * K, D)
+    seconds = []
+    for _ in range(4):
+        begin = time.perf_counter()
+        torch.nn.functional.linear(rows, one)
+        seconds.append(3 * (time.perf_counter() - begin))
+    benchmark.pedantic(lambda: layer(x, weights, ids), rounds=6, warmup_rounds=1)
+    report_flops(benchmark, 2 * tokens * K * 3 * D * F, sorted(seconds)[len(seconds) // 2])

@@ -26,9 +26,16 @@ def _trainable_head(site: HeadSite) -> nn.Module:
     return TrainableHead(site)
 
 
+def _lora_quantization(site: Site) -> Quantization:
+    from dsv3rt_train.model.adapters import LoraQuantization
+
+    return LoraQuantization(site)
+
+
 @hookimpl
 def register_quantization(register: Callable[[str, QuantizationBuilder], None]) -> None:
     register("train", _train_quantization)
+    register("lora", _lora_quantization)
 
 
 @hookimpl

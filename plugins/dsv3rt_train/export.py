@@ -4,6 +4,7 @@ generation_config.json."""
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,10 @@ def is_quantized(name: str, tensor: Tensor) -> bool:
     return tensor.dim() == 2 and not any(part in kept for part in parts) and parts[-2] != "gate"
 
 
-def tensors(model: TrainableModel, *, fp8: bool) -> dict[str, Tensor]:
+def tensors(official: Mapping[str, Tensor], *, fp8: bool) -> dict[str, Tensor]:
     """What goes into the safetensors file."""
     stored: dict[str, Tensor] = {}
-    for name, tensor in model.official().items():
+    for name, tensor in official.items():
         if name.endswith("e_score_correction_bias"):
             stored[name] = tensor.float().cpu().clone()
         elif fp8 and is_quantized(name, tensor):
@@ -48,10 +49,15 @@ def tensors(model: TrainableModel, *, fp8: bool) -> dict[str, Tensor]:
     return stored
 
 
-def write(model: TrainableModel, folder: Path, config: dict[str, Any], *, fp8: bool, temperature: float = 0.6) -> int:
-    """The checkpoint without its tokenizer. `config` is the config.json trained from. Returns the bytes of weights."""
+def write_tensors(
+    official: Mapping[str, Tensor], folder: Path, config: dict[str, Any], *, fp8: bool, temperature: float = 0.6
+) -> int:
+    """The checkpoint of these float32 tensors, without its tokenizer. Returns the bytes of weights.
+
+    `config` is the config.json trained from.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    stored = tensors(model, fp8=fp8)
+    stored = tensors(official, fp8=fp8)
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
     written = {key: value for key, value in config.items() if key != "quantization_config"}
     written["torch_dtype"] = "bfloat16" if fp8 else "float32"
@@ -73,3 +79,8 @@ def write(model: TrainableModel, folder: Path, config: dict[str, Any], *, fp8: b
     }
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     return sum(t.numel() * t.element_size() for t in stored.values())
+
+
+def write(model: TrainableModel, folder: Path, config: dict[str, Any], *, fp8: bool, temperature: float = 0.6) -> int:
+    """`write_tensors` of a model as it stands (adapters, if it has any, left out)."""
+    return write_tensors(model.official(), folder, config, fp8=fp8, temperature=temperature)

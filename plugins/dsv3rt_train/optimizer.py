@@ -87,9 +87,10 @@ def make_optimizers(
         {"params": decayed, "weight_decay": weight_decay},
         {"params": [p for _, p in kinds["vector"]], "weight_decay": 0.0},
     ]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=True)
-    ]
+    optimizers: list[torch.optim.Optimizer] = []
+    kept = [group for group in groups if group["params"]]
+    if kept:
+        optimizers.append(torch.optim.AdamW(kept, lr=lr, betas=betas, fused=True))
     if name == "muon" and kinds["matrix"]:
         stacked = [p for label, p in kinds["matrix"] if label.endswith("experts.gate_up")]
         plain = [p for label, p in kinds["matrix"] if not label.endswith("experts.gate_up")]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dsv3rt.config import ModelConfig
 from dsv3rt.errors import UsageError, UserError
@@ -20,7 +21,8 @@ from dsv3rt_train.balance import LoadObserver
 from dsv3rt_train.data.batches import Batches
 from dsv3rt_train.data.documents import Corpus, Encoder, read_records
 from dsv3rt_train.loop import Metrics, Trainer, last_metrics
-from dsv3rt_train.model.build import TrainableModel, assemble, initialise, load_weights
+from dsv3rt_train.lora import WEIGHTS_FILE, Adapter, LoraSettings, merge
+from dsv3rt_train.model.build import adapter_of, assemble, freeze_base, initialise, load_weights
 from dsv3rt_train.settings import Settings
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
@@ -57,12 +59,23 @@ class Plan:
     plugin: tuple[str, ...] = ()
     device: str = "cpu"
     threads: int | None = None
+    lora: int | None = None
+    lora_alpha: float = 16.0
+    lora_targets: str = ""
     seed: int = 0
     save_every: int = 50
 
     def settings(self) -> Settings:
         names = Settings.__dataclass_fields__.keys() & Plan.__dataclass_fields__.keys()
         return Settings(**{name: getattr(self, name) for name in names})
+
+    def adapters(self) -> LoraSettings | None:
+        if self.lora is None:
+            return None
+        if self.base is None:
+            raise UsageError("--lora adapts a checkpoint", fix="give it with --from")
+        targets = tuple(filter(None, self.lora_targets.split(",")))
+        return LoraSettings(self.lora, self.lora_alpha, targets or LoraSettings().targets)
 
     def config_file(self) -> Path:
         if (self.config is None) == (self.base is None):
@@ -85,13 +98,22 @@ def train(plan: Plan, report: Callable[[Metrics], None] | None = None) -> dict[s
         torch.set_num_threads(plan.threads)
     raw = json.loads(plan.config_file().read_text())
     settings = plan.settings()
+    if plan.lora is not None:
+        # the base stays as it is: no balancing, and its prediction module keeps to it
+        settings = replace(settings, bias_speed=0.0, mtp_weight=0.0, mtp_weight_late=0.0)
     trainer = _prepare(plan, raw, settings)
     plan.out.mkdir(parents=True, exist_ok=True)
     remembered = {"config": raw, "tokenizer": str(plan.tokenizer_folder().resolve())}
     (plan.out / _PLAN_FILE).write_text(json.dumps(remembered, indent=2) + "\n")
     trainer.run(save_every=plan.save_every, report=report)
-    folder = plan.out / "checkpoint"
-    size = _write(trainer.model, folder, raw, plan.tokenizer_folder(), fp8=plan.fp8)
+    settings_of_adapter = plan.adapters()
+    if settings_of_adapter is not None:
+        folder = plan.out / "adapter"
+        adapter_of(trainer.model, settings_of_adapter).save(folder, str(plan.base))
+        size = (folder / WEIGHTS_FILE).stat().st_size
+    else:
+        folder = plan.out / "checkpoint"
+        size = _write(trainer.model.official(), folder, raw, plan.tokenizer_folder(), fp8=plan.fp8)
     picture = plots.draw(plan.out)
     last = last_metrics(plan.out)
     return {
@@ -112,10 +134,12 @@ def _prepare(plan: Plan, raw: dict[str, Any], settings: Settings) -> Trainer:
         raise UserError(f"the tokenizer has more tokens than vocab_size {config.vocab_size}", fix="use the model's own")
     plugins: Plugins = discover(plan.plugin)
     observer = LoadObserver(config.n_routed_experts)
-    model = assemble(config, plugins, [observer], attention=plan.attention, routing=plan.routing, fp8=plan.fp8,
-                     device=plan.device)  # fmt: skip
+    slots = {"attention": plan.attention, "routing": plan.routing}
+    model = assemble(config, plugins, [observer], **slots, fp8=plan.fp8, lora=plan.adapters(), device=plan.device)
     if plan.base is not None:
         load_weights(model, Checkpoint(plan.base), torch.device(plan.device))
+        if plan.lora is not None:
+            freeze_base(model, settings.seed)
     else:
         initialise(model, settings.seed)
     pad = config.pad_token_id if config.pad_token_id is not None else encoder.eos
@@ -123,8 +147,8 @@ def _prepare(plan: Plan, raw: dict[str, Any], settings: Settings) -> Trainer:
     return Trainer(model, observer, batches, settings, plan.out)
 
 
-def _write(model: TrainableModel, folder: Path, raw: dict[str, Any], tokenizer: Path, *, fp8: bool) -> int:
-    size = export.write(model, folder, raw, fp8=fp8)
+def _write(official: Mapping[str, Tensor], folder: Path, raw: dict[str, Any], tokenizer: Path, *, fp8: bool) -> int:
+    size = export.write_tensors(official, folder, raw, fp8=fp8)
     for name in TOKENIZER_FILES:
         if (tokenizer / name).is_file():
             shutil.copyfile(tokenizer / name, folder / name)
@@ -140,5 +164,18 @@ def export_run(run: Path, out: Path, *, fp8: bool) -> dict[str, Any]:
     plain = {key: value for key, value in remembered["config"].items() if key != "quantization_config"}
     model = assemble(ModelConfig.from_dict(plain), discover())
     step = checkpointing.read_weights(run, model)
-    size = _write(model, out, remembered["config"], Path(remembered["tokenizer"]), fp8=fp8)
+    size = _write(model.official(), out, remembered["config"], Path(remembered["tokenizer"]), fp8=fp8)
     return {"folder": str(out), "step": step, "bytes": size}
+
+
+def merge_adapter(base: Path, adapter: Path, out: Path, *, fp8: bool) -> dict[str, Any]:
+    """The checkpoint `base` with a LoRA adapter merged into its matrices. Raises UserError."""
+    raw = json.loads((base / "config.json").read_text()) if (base / "config.json").is_file() else None
+    if raw is None:
+        raise UserError(f"{base} has no config.json", fix="name a checkpoint folder")
+    plain = {key: value for key, value in raw.items() if key != "quantization_config"}
+    model = assemble(ModelConfig.from_dict(plain), discover())
+    load_weights(model, Checkpoint(base), torch.device("cpu"))
+    read = Adapter.read(adapter)
+    size = _write(merge(model.official(), read), out, raw, base, fp8=fp8)
+    return {"folder": str(out), "merged": len(read.pairs), "bytes": size}

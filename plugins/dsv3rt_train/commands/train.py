@@ -1,4 +1,4 @@
-"""`dsv3rt train`: run, recipe, tokenizer, export, plot."""
+"""`dsv3rt train`: run, recipe, tokenizer, export, merge, plot."""
 
 from __future__ import annotations
 
@@ -89,6 +89,9 @@ def tokenizer(out: Path, data: tuple[Path, ...], vocab_size: int, max_length: in
 @click.option("--plugin", multiple=True, type=click.Path(), help="A plugin from a single file; repeatable.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("-t", "--threads", type=click.IntRange(min=1), help="CPU threads [default: one a core].")
+@click.option("--lora", type=click.IntRange(min=1), metavar="RANK", help="Train adapters of this rank over --from.")
+@click.option("--lora-alpha", default=16.0, show_default=True, help="The adapters' scale is this over their rank.")
+@click.option("--lora-targets", default="", metavar="NAME,NAME", help="Adapted matrices [default: attention's].")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--save-every", default=50, show_default=True, help="Steps between saves to resume from.")
 @json_option
@@ -117,6 +120,20 @@ def export(run_folder: Path, out: Path, fp8: bool, as_json: bool) -> None:
 
     facts = export_run(run_folder, out, fp8=fp8)
     _report(facts, f"step {facts['step']}: {facts['bytes']} bytes of weights in {out}", as_json)
+
+
+@command.command("merge")
+@click.argument("base", type=_PATH)
+@click.argument("adapter", type=_PATH)
+@click.argument("out", type=_PATH)
+@click.option("--fp8", is_flag=True, help="Block-FP8 matrices, as official checkpoints have them.")
+@json_option
+def merge(base: Path, adapter: Path, out: Path, fp8: bool, as_json: bool) -> None:
+    """Add the LoRA ADAPTER (PEFT's format) to the matrices of BASE and write the result as a checkpoint."""
+    from dsv3rt_train.run import merge_adapter
+
+    facts = merge_adapter(base, adapter, out, fp8=fp8)
+    _report(facts, f"{facts['merged']} matrices merged; {facts['bytes']} bytes of weights in {out}", as_json)
 
 
 @command.command("plot")

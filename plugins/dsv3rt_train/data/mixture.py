@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +51,12 @@ WEIGHTS: dict[str, float] = {
 }
 """Share of each kind among the exchanges drawn."""
 
+LATE_WEIGHTS: dict[str, float] = {
+    "story": 0.07, "sum": 0.27, "follow_up_sum": 0.06, "gloss": 0.25, "fact": 0.15, "single": 0.04, "follow_up_fact": 0.03, "remember": 0.07,
+    "greeting": 0.01, "small_talk": 0.015, "identity": 0.015, "unknown": 0.02, "chatterbot": 0.01,
+}  # fmt: skip
+"""The same for the second part of training: fewer of the long stories, which are learnt first, more of what must be exact."""
+
 
 def messages(turns: Turns) -> list[Message]:
     """The turns as a chat template takes them."""
@@ -89,8 +95,9 @@ class Sources:
 class Mixture:
     """Draws conversations. Everything follows from the sources and the random generator it is given."""
 
-    def __init__(self, sources: Sources) -> None:
+    def __init__(self, sources: Sources, weights: Mapping[str, float] | None = None) -> None:
         self.sources = sources
+        self.weights = WEIGHTS if weights is None else weights
         self.glosses, self.held_out_glosses = self._split(
             [gloss_exchange(gloss, form) for gloss in sources.glosses for form in _GLOSS_FORMS]
         )
@@ -131,7 +138,7 @@ class Mixture:
 
     def draw(self, rng: random.Random) -> list[Message]:
         """One conversation: mostly one exchange, now and then two or three on different matters."""
-        names, weights = list(WEIGHTS), list(WEIGHTS.values())
+        names, weights = list(self.weights), list(self.weights.values())
         turns = self.kinds[rng.choices(names, weights)[0]](rng)
         while rng.random() < 0.15 and len(turns) < 4:
             turns = turns + self.kinds[rng.choices(names, weights)[0]](rng)
@@ -170,9 +177,11 @@ def write_jsonl(path: Path, conversations: Iterator[list[Message]]) -> int:
 
 
 def write_recipe(folder: Path, sources: Sources, *, seed: int, conversations: int, held_out: int) -> None:
-    """`folder`/train.jsonl and `folder`/heldout/KIND.jsonl."""
+    """`folder`/train.jsonl, `folder`/late.jsonl (half as many) and `folder`/heldout/KIND.jsonl."""
     mixture = Mixture(sources)
     (folder / "heldout").mkdir(parents=True, exist_ok=True)
     write_jsonl(folder / "train.jsonl", mixture.conversations(seed, conversations))
+    late = Mixture(sources, LATE_WEIGHTS).conversations(seed + 2, conversations // 2)
+    write_jsonl(folder / "late.jsonl", late)
     for name, items in mixture.held_out(seed + 1, held_out).items():
         write_jsonl(folder / "heldout" / f"{name}.jsonl", iter(items))

@@ -16,6 +16,8 @@ from dsv3rt.interfaces import LoadsItself, RoutingObserver, TensorSource
 from dsv3rt.model.decoder import Decoder
 from dsv3rt.model.rope import Rope, inverse_frequencies
 from dsv3rt.plugin_manager import Plugins
+from dsv3rt_train.lora import Adapter, LoraSettings
+from dsv3rt_train.model.adapters import LearningAdapter
 from dsv3rt_train.model.experts import TrainableExperts
 from dsv3rt_train.model.prediction import PredictionModule, TrainableHead
 
@@ -61,10 +63,41 @@ class TrainableModel:
                 if isinstance(module, TrainableExperts):
                     named.update({base + name: tensor.detach() for name, tensor in module.official().items()})
                     continue
+                if isinstance(module, LearningAdapter):
+                    continue
+                base = base.removesuffix("base.")
                 for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
                     if name not in module._non_persistent_buffers_set:
                         named[base + name] = tensor.detach()
         return named
+
+
+def _quantization(fp8: bool, lora: LoraSettings | None) -> str:
+    """The `train` slot's options as the command line writes them."""
+    text = f"train:numerics={'fp8' if fp8 else 'float32'}"
+    return text if lora is None else f"{text},lora={lora.rank},alpha={lora.alpha},targets={'+'.join(lora.targets)}"
+
+
+def freeze_base(model: TrainableModel, seed: int) -> None:
+    """Only adapters learn; they start as if they were not there."""
+    rng = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.endswith(("lora_A", "lora_B")))
+    for _, _, module in _adapters(model):
+        module.start(rng)
+
+
+def _adapters(model: TrainableModel) -> Iterator[tuple[str, str, LearningAdapter]]:
+    for prefix, tree in model.roots():
+        for path, module in tree.named_modules():
+            if isinstance(module, LearningAdapter):
+                yield prefix, path, module
+
+
+def adapter_of(model: TrainableModel, settings: LoraSettings) -> Adapter:
+    """What the adapters have learnt."""
+    pairs = {prefix + path: (module.lora_A, module.lora_B) for prefix, path, module in _adapters(model)}
+    return Adapter(settings, pairs)
 
 
 def assemble(
@@ -75,6 +108,7 @@ def assemble(
     attention: str | None = None,
     routing: str | None = None,
     fp8: bool = False,
+    lora: LoraSettings | None = None,
     device: str = "cpu",
 ) -> TrainableModel:
     """The model on `device`, its parameters uninitialised. Raises UserError as assembly does."""
@@ -83,7 +117,7 @@ def assemble(
         plugins,
         attention=attention,
         routing=routing,
-        quantization="train:numerics=fp8" if fp8 else "train",
+        quantization=_quantization(fp8, lora),
         head="mtp_train" if config.num_nextn_predict_layers else "none",
         device=device,
         dtype="float32",

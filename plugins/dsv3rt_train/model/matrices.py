@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from dsv3rt.errors import CheckpointError, UsageError
 from dsv3rt.interfaces import Site, TensorSource
+from dsv3rt_train.lora import LoraSettings
+from dsv3rt_train.model.adapters import LearningAdapter
 from dsv3rt_train.model.experts import TrainableExperts
 from dsv3rt_train.model.numerics import Numerics
 
@@ -51,21 +53,28 @@ class TrainableLinear(nn.Module):
 
 
 class TrainQuantization:
-    """`train` (option numerics=float32|fp8)."""
+    """`train` (options numerics=float32|fp8; lora=RANK, alpha=NUMBER, targets=NAME+NAME+...)."""
 
     name = "train"
 
     def __init__(self, site: Site) -> None:
-        kind = site.options.get("numerics", "float32")
-        if kind not in ("float32", "fp8") or set(site.options) - {"numerics"}:
-            raise UsageError(
-                f"quantization train does not know the options {dict(site.options)}", fix="numerics=float32 or fp8"
-            )
+        options = dict(site.options)
+        kind, rank = options.pop("numerics", "float32"), options.pop("lora", "")
+        alpha, targets = options.pop("alpha", "16"), options.pop("targets", "")
+        if kind not in ("float32", "fp8") or options:
+            raise UsageError(f"quantization train does not know {dict(site.options)}", fix="numerics=float32 or fp8")
         self.numerics = Numerics(fp8=kind == "fp8")
+        self.lora: LoraSettings | None = None
+        if rank:
+            chosen = tuple(targets.split("+")) if targets else LoraSettings().targets
+            self.lora = LoraSettings(int(rank), float(alpha), chosen)
 
     def linear(self, in_features: int, out_features: int, *, prefix: str, bias: bool = False) -> nn.Module:
         plain = prefix.rsplit(".", 1)[-1] in UNQUANTIZED
-        return TrainableLinear(in_features, out_features, Numerics() if plain else self.numerics, bias=bias)
+        linear = TrainableLinear(in_features, out_features, Numerics() if plain else self.numerics, bias=bias)
+        if self.lora is None or not self.lora.adapts(prefix):
+            return linear
+        return LearningAdapter(linear, in_features, out_features, self.lora)
 
     def experts(self, num_experts: int, hidden: int, intermediate: int, *, prefix: str) -> nn.Module:
         return TrainableExperts(num_experts, hidden, intermediate, self.numerics)

@@ -36,6 +36,7 @@ class Loading:
     attention: str | None = None
     routing: str | None = None
     quantization: str | None = None
+    lora: str | None = None
     head: str | None = None
     plugin: tuple[str, ...] = ()
     device: str | None = None
@@ -55,6 +56,15 @@ class Loading:
 
         return locate(self.checkpoint)
 
+    def storage(self) -> str | None:
+        """What fills the quantization slot, an adapter included. Raises UsageError."""
+        if self.lora is None:
+            return self.quantization
+        if self.quantization is not None and ":" in self.quantization:
+            raise UsageError("--lora cannot be joined with a --quantization that has options", fix="give one of them")
+        base = f",base={self.quantization}" if self.quantization else ""
+        return f"lora:dir={self.lora}{base}"
+
     def load(self, chat_template: str | None = None) -> Runtime:
         """Load it, with a progress bar where stderr is a terminal. Raises UserError."""
         from dsv3rt.cli.output import progress_bar
@@ -71,7 +81,7 @@ class Loading:
                 folder,
                 attention=self.attention,
                 routing=self.routing,
-                quantization=self.quantization,
+                quantization=self.storage(),
                 head=self.head,
                 plugins=self.plugin,
                 device=self.device,
@@ -120,6 +130,7 @@ def loading_options(*, default: str | None = None) -> Callable[[Command], Comman
         click.option("--attention", metavar="NAME[:K=V,...]", help="Plugin for the attention slot."),
         click.option("--routing", metavar="NAME[:K=V,...]", help="Plugin for the routing slot."),
         click.option("--quantization", metavar="NAME[:K=V,...]", help="Plugin for storage format and kernels."),
+        click.option("--lora", metavar="DIR", help="A LoRA adapter in PEFT's format, added to the matrices."),
         click.option("--head", metavar="NAME[:K=V,...]", help="Plugin that drafts tokens; `none` for no drafting."),
         click.option("--plugin", multiple=True, type=click.Path(), help="A plugin from a single file; repeatable."),
         click.option("--device", help="cpu or cuda [default: cuda where there is one]."),

@@ -16,6 +16,7 @@ from dsv3rt_train.data import tokenizer
 from dsv3rt_train.data.documents import texts_of
 from train_cases import TINY
 
+from dsv3rt.cli.options import Loading
 from dsv3rt.errors import UserError
 from dsv3rt.plugin_manager import Plugins
 
@@ -107,3 +108,32 @@ def test_against_needs_delta() -> None:
     for against, task in [((), "delta"), (("dtype=bfloat16",), "exact"), (("colour=red",), "delta")]:
         with pytest.raises(UserError):
             evaluate._changes(against, task)
+
+
+def test_lora_flag_fills_the_quantization_slot() -> None:
+    assert Loading("x", lora="/a").storage() == "lora:dir=/a"
+    assert Loading("x", lora="/a", quantization="dense").storage() == "lora:dir=/a,base=dense"
+    assert Loading("x", quantization="dense:a=b").storage() == "dense:a=b"
+    with pytest.raises(UserError, match="--lora"):
+        Loading("x", lora="/a", quantization="dense:a=b").storage()
+
+
+def test_lora_run_and_merge(cli: click.Group, material: Path) -> None:
+    common = (
+        "--tokenizer",
+        material,
+        "-d",
+        material / "data.jsonl",
+        "--tokens",
+        128,
+        "--micro-batches",
+        1,
+        "--warmup",
+        1,
+    )
+    config = ("--config", material / "config.json")
+    base = _json(cli, "train", "run", material / "base", *config, *common, "--steps", 2, "--threads", 1)["checkpoint"]
+    tuned = _json(cli, "train", "run", material / "lora", "--from", base, *common, "--steps", 3, "--lora", 2)
+    merged = _json(cli, "train", "merge", base, tuned["checkpoint"], material / "merged")
+    assert merged["merged"] == 4 * 5  # five matrices of attention in each layer and in the prediction module
+    assert (material / "merged" / "tokenizer.json").is_file()

@@ -17,7 +17,7 @@ from dsv3rt.errors import UsageError
 if TYPE_CHECKING:
     from dsv3rt_train.eval.measures import Tick
 
-_SLOTS = ("attention", "routing", "quantization", "head", "dtype", "cache_dtype")
+_SLOTS = ("attention", "routing", "quantization", "lora", "head", "dtype", "cache_dtype")
 
 
 @click.command("eval")

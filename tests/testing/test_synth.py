@@ -13,6 +13,7 @@ import torch
 
 from dsv3rt.config import ModelConfig
 from dsv3rt.errors import CheckpointError, UsageError
+from dsv3rt.runtime import load
 from dsv3rt.testing import PRESETS, preset, random_checkpoint
 from dsv3rt.testing.synth import FP8, dequantize_blocks, quantize_blocks
 from dsv3rt.testing.writer import Planned, split, split_evenly
@@ -20,6 +21,11 @@ from dsv3rt.weights import Checkpoint
 from dsv3rt.weights.official import official_tensors
 
 SMALL = preset("tiny", layers=2) | {"n_routed_experts": 8, "n_group": 2, "topk_group": 1, "num_experts_per_tok": 2}
+
+SHRUNK = ("hidden_size", "intermediate_size", "moe_intermediate_size", "n_routed_experts", "num_attention_heads",
+          "num_experts_per_tok", "vocab_size", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
+          "bos_token_id", "eos_token_id")  # fmt: skip
+"""What makes a whole model's config small, its depth left alone."""
 
 
 def contents(folder: Path) -> dict[str, torch.Tensor]:
@@ -178,3 +184,16 @@ def test_split_keeps_order_and_size() -> None:
     assert [[tensor.name for tensor in shard] for shard in split(tensors, 6)] == [["3", "3"], ["9"], ["1", "2"]]
     assert [[tensor.name for tensor in shard] for shard in split_evenly(tensors, 3)] == [["3", "3"], ["9"], ["1", "2"]]
     assert len(split_evenly(tensors, 40)) == 5
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+def test_activations_stay_of_order_one_at_depth(tmp_path: Path, fp8: bool) -> None:
+    """27 layers deep, logits have the deviation they are made for, and no token is certain."""
+    config = preset("moonlight-16b-a3b") | {key: SMALL[key] for key in SHRUNK}
+    runtime = load(random_checkpoint(tmp_path / "made", config, fp8=fp8), compile="off", head="none", max_context=64)
+    logits = runtime.logits(torch.arange(2, 50).tolist())
+    assert logits.std() == pytest.approx(4, rel=0.1)
+    assert 0.2 < logits.softmax(-1).amax(-1).mean() < 0.8
+    with torch.inference_mode():
+        hidden = runtime.engine.decoder.hidden(torch.arange(2, 50)[None], torch.arange(48)[None])
+    assert 1 < hidden.std() < 20

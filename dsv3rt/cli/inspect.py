@@ -124,7 +124,9 @@ def _plan(loading: Loading, config: ModelConfig) -> tuple[dict[str, Any], int | 
         # attention alone says what a token takes: thousands of experts need not be built to ask it
         dense = replace(config, n_routed_experts=0, num_nextn_predict_layers=0)
         bare = replace(plan, config=dense, routing=None, head=None)
-        return plan.as_dict(), build(bare, plugins).decoder.cache_bytes_per_token
+        built = build(bare, plugins)
+        kernels = built.quantization.describe(plan.device)
+        return {**plan.as_dict(), "kernels": kernels}, built.decoder.cache_bytes_per_token
     except PluginError as error:
         if loading.plugin or any(slots.values()):
             raise
@@ -191,6 +193,7 @@ def _cost(sizes: Sizes, cache_bytes: int, context: int, *, measure: bool) -> dic
 
     need = sizes.weight_bytes + cache_bytes * context + _OVERHEAD
     memory = available_memory()
+    gpu = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
     facts: dict[str, Any] = {
         "context": context,
         "memory": {
@@ -201,7 +204,8 @@ def _cost(sizes: Sizes, cache_bytes: int, context: int, *, measure: bool) -> dic
             "need": need,
             "available": memory,
             "fits": need <= memory,
-            "gpu_available": torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None,
+            "gpu_available": gpu,
+            "gpu_fits": None if gpu is None else need <= gpu,
         },
     }
     if measure:
@@ -244,6 +248,8 @@ def _table(facts: dict[str, Any]) -> Table:
     for slot in ("attention", "routing", "quantization", "head"):
         choice = plan.get(slot)
         table.add_row(slot, f"{choice['name']}  from {choice['owner']}" if choice else plan.get("error", "none"))
+    if "kernels" in plan:
+        table.add_row("kernels", plan["kernels"])
     table.add_row("on disk", size(facts["disk_bytes"]) + _files_text(facts["files"]))
     if facts["tokenizer"] is not None:
         template = "with" if facts["tokenizer"]["chat_template"] else "without"
@@ -256,6 +262,11 @@ def _table(facts: dict[str, Any]) -> Table:
         f"cache {size(memory['cache'])}); {size(memory['available'])} free: "
         + ("fits" if memory["fits"] else "does not fit, it would run from disk"),
     )
+    if memory["gpu_available"] is not None:
+        verdict = "fits" if memory["gpu_fits"] else "does not fit"
+        table.add_row("GPU", f"{size(memory['gpu_available'])} free: {verdict}")
+    if facts["generation_defaults"]:
+        table.add_row("defaults", ", ".join(f"{key} {value}" for key, value in facts["generation_defaults"].items()))
     if "limit_tps" in facts:
         guess = facts["predicted_tps"]
         table.add_row(

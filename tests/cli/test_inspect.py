@@ -37,6 +37,7 @@ def test_a_whole_checkpoint(tmp_path: Path, capfd: Capture, monkeypatch: pytest.
     assert facts["plan"]["attention"]["name"] == "mla" and facts["plan"]["routing"]["name"] == "bias_topk"
     assert run(["inspect", str(folder), "--no-bandwidth"]) == 0
     table = capfd.readouterr().out
+    assert "eos_token_id 257" in table and facts["plan"]["kernels"].split()[0] in table
     assert "0.00B" not in table and "fits" in table and "mla" in table
 
 

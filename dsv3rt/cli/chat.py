@@ -52,8 +52,7 @@ def command(
     system = _system(system, system_file)
     single = prompt is not None or as_json or not sys.stdin.isatty()
     question = _question(prompt) if single else None
-    runtime = loading.load(speaking.template())
-    runtime.chat_format  # noqa: B018 (a checkpoint without a template is refused before anybody types)
+    runtime = _load(loading, speaking.template())
     settings = ChatSettings(
         sampling, speaking.reasoning, speaking.hide_reasoning, timings, dict(speaking.chat_template_kwargs)
     )
@@ -63,6 +62,19 @@ def command(
         _answer_json(runtime, settings, system, question)
     else:
         _answer(runtime, settings, system, question)
+
+
+def _load(loading: Loading, template: str | None) -> Runtime:
+    """The runtime, ready to speak. What it cannot do without is looked for before gigabytes are read."""
+    from dsv3rt.chat.template import load_chat_format
+    from dsv3rt.plugin_manager import discover
+
+    plugins = discover(loading.plugin)
+    offers = [(offer.name, offer.builder) for offer in plugins.offers["chat_format"]]
+    load_chat_format(loading.folder(), offers, template=template)
+    runtime = loading.load(template, plugins)
+    runtime.tokenizer  # noqa: B018 (read now, so that the first answer does not wait for it)
+    return runtime
 
 
 def _system(text: str | None, file: Path | None) -> str | None:

@@ -19,6 +19,7 @@ import click
 from dsv3rt.errors import UsageError
 
 if TYPE_CHECKING:
+    from dsv3rt.plugin_manager import Plugins
     from dsv3rt.runtime import Runtime
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -65,8 +66,11 @@ class Loading:
         base = f",base={self.quantization}" if self.quantization else ""
         return f"lora:dir={self.lora}{base}"
 
-    def load(self, chat_template: str | None = None) -> Runtime:
-        """Load it, with a progress bar where stderr is a terminal. Raises UserError."""
+    def load(self, chat_template: str | None = None, plugins: Plugins | None = None) -> Runtime:
+        """Load it, with a progress bar where stderr is a terminal. Raises UserError.
+
+        `plugins` are those that `--plugin` and the installation give, where the caller has looked already.
+        """
         from dsv3rt.cli.output import progress_bar
 
         folder = self.folder()
@@ -83,7 +87,7 @@ class Loading:
                 routing=self.routing,
                 quantization=self.storage(),
                 head=self.head,
-                plugins=self.plugin,
+                plugins=self.plugin if plugins is None else plugins,
                 device=self.device,
                 dtype=self.dtype,
                 cache_dtype=self.cache_dtype,

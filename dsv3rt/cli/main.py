@@ -170,9 +170,21 @@ def run(arguments: Sequence[str] | None = None, group: LazyGroup | None = None) 
         _complain(error.format_message().rstrip(".") + hint)
         return error.exit_code
     except Exception as error:
+        if _out_of_memory(error):
+            _complain("out of memory (a smaller -c/--ctx-size or model may fit; `dsv3rt inspect` tells)")
+            return 1
         reason = " ".join(str(error).split())[:300]  # a compiler's complaint can fill the screen
         _complain(f"unexpected {type(error).__name__}: {reason} (DSV3RT_DEBUG=1 shows the traceback)")
         return 1
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """torch's CPU allocator raises a plain RuntimeError, its CUDA one a class of its own."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    )
 
 
 def _complain(message: str) -> None:

@@ -32,6 +32,8 @@ def probe() -> LazyGroup:
             "bug": RuntimeError("two\nlines"),
             "interrupt": KeyboardInterrupt(),
             "pipe": BrokenPipeError(),
+            "memory": MemoryError(),
+            "torch's memory": RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
         }
         if how in failures:
             raise failures[how]
@@ -49,6 +51,12 @@ def probe() -> LazyGroup:
         ("usage", 2, "error: wrong"),
         ("bug", 1, "error: unexpected RuntimeError: two lines (DSV3RT_DEBUG=1 shows the traceback)"),
         ("interrupt", 130, ""),
+        ("memory", 1, "error: out of memory (a smaller -c/--ctx-size or model may fit; `dsv3rt inspect` tells)"),
+        (
+            "torch's memory",
+            1,
+            "error: out of memory (a smaller -c/--ctx-size or model may fit; `dsv3rt inspect` tells)",
+        ),
     ],
 )
 def test_errors_are_one_line(

@@ -12,7 +12,7 @@ The operator is `torch.ops.dsv3rt.mine`; torch.compile keeps it in one graph, AO
 kernel writes must be fresh tensors, unless the schema says `Tensor(a!)`.
 
 Environment: `DSV3RT_NATIVE=0` turns native kernels off; `DSV3RT_ISA=portable|avx2|avx512|avx512vbmi` forces an
-instruction set; `DSV3RT_CACHE` moves the folder of built libraries.
+instruction set; `DSV3RT_CACHE` moves the folder of built libraries; `DSV3RT_CXXFLAGS` adds compiler flags.
 """
 
 from __future__ import annotations

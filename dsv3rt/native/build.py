@@ -47,7 +47,8 @@ class NativeSource:
 
     name: str
     folder: Path
-    extra_flags: Sequence[str] = field(default=())
+    extra_flags: Sequence[str] = field(default_factory=lambda: tuple(os.environ.get("DSV3RT_CXXFLAGS", "").split()))
+    """For compiling and linking, e.g. a sanitizer's."""
 
     def files(self) -> list[Path]:
         return sorted(self.folder.glob("*.cpp"))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from dsv3rt.errors import CheckpointError
 from dsv3rt.interfaces import TensorSource
-from dsv3rt_fp8 import native_ops
+from dsv3rt_fp8 import gpu, native_ops
 from dsv3rt_fp8.modules import FeedForward, Linear, Storage, wants_grad
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
@@ -31,6 +31,7 @@ class Experts(nn.Module):
         for expert in range(experts):
             self.add_module(str(expert), FeedForward(hidden, intermediate, storage))
         self.format = -1
+        self.stacks: tuple[gpu.Stack, gpu.Stack, gpu.Stack] | None = None
         self.register_buffer("table", None, persistent=False)
 
     def extra_repr(self) -> str:
@@ -65,8 +66,11 @@ class Experts(nn.Module):
         Must be called again after the weights' memory has changed (not their values): `eval()` and `to()` do it.
         """
         first = self.expert(0).gate_proj.weight
-        self.table = None
-        if first.is_meta or not native_ops.native_on(first.device):
+        self.table, self.stacks = None, None
+        if first.device.type == "cuda" and not first.requires_grad:
+            gate, up, down = (self._stack(self.matrices(projection)) for projection in PROJECTIONS)
+            self.stacks = gate, up, down
+        if not native_ops.native_on(first.device):
             return
         columns = [self.matrices(projection) for projection in PROJECTIONS]
         if any(not m.weight.is_contiguous() or m.weight.dtype != first.dtype for column in columns for m in column):
@@ -77,6 +81,20 @@ class Experts(nn.Module):
             for trio in zip(*columns, strict=True)
         ]
         self.table = torch.tensor(addresses, dtype=torch.int64)
+
+    @staticmethod
+    def _stack(matrices: list[Linear]) -> gpu.Stack:
+        """All of one projection in one tensor, of which the experts' own parameters become views: nothing is kept
+        twice."""
+        values = torch.stack([matrix.weight.data for matrix in matrices])
+        found = [matrix.weight_scale_inv for matrix in matrices]
+        scales = [scale for scale in found if scale is not None]
+        stacked = torch.stack(scales) if scales else None
+        for index, matrix in enumerate(matrices):
+            matrix.weight = nn.Parameter(values[index], requires_grad=False)
+            if stacked is not None:
+                matrix.weight_scale_inv = stacked[index]
+        return gpu.Stack(values, stacked)
 
     def train(self, mode: bool = True) -> Experts:
         super().train(mode)
@@ -91,7 +109,11 @@ class Experts(nn.Module):
 
     def forward(self, x_ND: Tensor, weights_NK: Tensor, ids_NK: Tensor) -> Tensor:
         """x [N, D], weights [N, K] float32, ids [N, K] int64 -> [N, D] in the dtype of x."""
-        if self.table is None or wants_grad(x_ND, weights_NK, self.expert(0).gate_proj.weight):
+        if wants_grad(x_ND, weights_NK, self.expert(0).gate_proj.weight):
+            return self._plain(x_ND, weights_NK, ids_NK)
+        if self.stacks is not None:
+            return gpu.experts(x_ND, weights_NK, ids_NK, *self.stacks)
+        if self.table is None:
             return self._plain(x_ND, weights_NK, ids_NK)
         if self.format == 0 and self.storage.round_input is not None:
             return self._plain(x_ND, weights_NK, ids_NK)

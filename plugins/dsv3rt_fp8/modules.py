@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from dsv3rt.errors import CheckpointError
 from dsv3rt.interfaces import TensorSource
-from dsv3rt_fp8 import native_ops, numerics
+from dsv3rt_fp8 import gpu, native_ops, numerics
 
 DENSE = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -30,6 +30,8 @@ class Storage:
     """Activations' dtype; parameters that no checkpoint fills have it too."""
     round_input: Callable[[Tensor], Tensor] | None = None
     """Applied to the input of products with FP8 weights (W8A8 numerics)."""
+    ue8m0: bool = False
+    """Scales of activations, where they are rounded, are powers of two."""
     check_nan: bool = True
     """Look for NaN codes while loading (reads the weights once)."""
 
@@ -72,6 +74,7 @@ class Linear(nn.Module):
         self.in_features, self.out_features = in_features, out_features
         self.storage = storage
         self.native = False
+        self.block_scaled = False
         self.weight = nn.Parameter(torch.empty(out_features, in_features, dtype=storage.dtype))
         self.bias = nn.Parameter(torch.empty(out_features, dtype=storage.dtype)) if bias else None
         self.register_buffer("weight_scale_inv", None)
@@ -94,6 +97,7 @@ class Linear(nn.Module):
     def choose_kernel(self) -> None:
         """Decide how to compute, from where the weight is now."""
         self.native = native_ops.native_on(self.weight.device) and self.weight.is_contiguous()
+        self.block_scaled = self.weight_scale_inv is not None and gpu.fits_block_scaled_mm(self.weight)
 
     def train(self, mode: bool = True) -> Linear:
         super().train(mode)
@@ -119,6 +123,8 @@ class Linear(nn.Module):
             else:
                 y = torch.ops.dsv3rt.fp8_linear(rows, self.weight, scale)
             y = y.to(x.dtype)
+        elif self.block_scaled and scale is not None and not wants_grad(x, self.weight):
+            y = gpu.block_scaled_mm(x, self.weight, scale, ue8m0=self.storage.ue8m0)
         else:
             y = F.linear(x, self.dequantized(x.dtype))
         result: Tensor = y if self.bias is None else y + self.bias.to(x.dtype)

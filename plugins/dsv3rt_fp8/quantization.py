@@ -13,7 +13,7 @@ from torch import nn
 
 from dsv3rt.errors import ConfigError, UsageError
 from dsv3rt.interfaces import Site
-from dsv3rt_fp8 import native_ops, numerics
+from dsv3rt_fp8 import gpu, native_ops, numerics
 from dsv3rt_fp8.experts import Experts
 from dsv3rt_fp8.modules import FeedForward, Linear, Storage
 
@@ -35,7 +35,8 @@ class _Quantization:
 
     def describe(self, device: torch.device) -> str:
         if device.type != "cpu":
-            return f"torch on {device.type}"
+            scaled = self.name == "fp8_block" and gpu.has_block_scaled_mm(device)
+            return f"torch on {device.type}, {'block-scaled matmul' if scaled else 'weights as stored'}"
         native = native_ops.library()
         if native is None:
             return "plain torch (slow: no C++ compiler was found to build the native kernels)"
@@ -83,7 +84,7 @@ class BlockFP8(_Quantization):
             )
         ue8m0 = block is not None and block.scale_fmt == "ue8m0"
         round_input = functools.partial(numerics.round_activations, ue8m0=ue8m0) if activations == "fp8" else None
-        self.storage = Storage(site.dtype, round_input, check_nan=check == "on")
+        self.storage = Storage(site.dtype, round_input, ue8m0, check_nan=check == "on")
 
     def weight_bytes(self, in_features: int, out_features: int, *, prefix: str) -> int:
         if prefix.endswith(self.UNQUANTIZED):

@@ -92,7 +92,10 @@ def _question(prompt: str | None) -> str:
     """What is asked once: -p, or all of stdin."""
     if prompt is None and sys.stdin.isatty():
         raise UsageError("--json answers one question, and none is given", fix="give -p TEXT or pipe it in")
-    text = sys.stdin.read().removesuffix("\n") if prompt is None else prompt
+    try:
+        text = sys.stdin.read().removesuffix("\n") if prompt is None else prompt
+    except UnicodeDecodeError as error:
+        raise UsageError(f"standard input is not UTF-8 at byte {error.start}", fix="convert it") from None
     if not text.strip():
         raise UsageError("the question is empty", fix="give -p TEXT or pipe it in")
     return text

@@ -119,12 +119,6 @@ class Speaking:
         source = read_template(self.chat_template_file)
         return source if "{" in source else f"{{# #}}{source}"  # a text without any tag would pass for a name
 
-    def variables(self) -> dict[str, Any]:
-        """The template's variables."""
-        from dsv3rt.chat.settings import template_variables
-
-        return template_variables(self.reasoning, self.chat_template_kwargs)
-
 
 def loading_options(*, default: str | None = None) -> Callable[[Command], Command]:
     """The checkpoint (argument or -m) and every flag of `Loading`; `default` is what no argument means."""

@@ -46,6 +46,16 @@ def test_piped_input_is_the_question(
     assert piped["prompt_token_ids"] == asked["prompt_token_ids"]
 
 
+def test_piped_input_that_is_no_text(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\xff"), encoding="utf-8"))
+    assert chat(str(tiny)) == 2
+    assert capfd.readouterr().err == "error: standard input is not UTF-8 at byte 1 (convert it)\n"
+    assert chat(str(tiny), "-p", "a\udcff") == 1
+    assert "not valid Unicode" in capfd.readouterr().err
+
+
 def test_the_environment_and_files(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_json: Callable[..., dict[str, Any]]
 ) -> None:

@@ -55,6 +55,15 @@ def command(repo: str, revision: str, to: Path | None, config_only: bool, as_jso
     dsv3rt download moonshotai/Moonlight-16B-A3B-Instruct
     dsv3rt download zai-org/GLM-4.7-Flash --config-only && dsv3rt inspect zai-org/GLM-4.7-Flash
     """
+    facts = fetch(repo, revision=revision, to=to, config_only=config_only)
+    if as_json:
+        emit_json(facts)
+    else:
+        click.echo(facts["folder"])
+
+
+def fetch(repo: str, *, revision: str = "main", to: Path | None = None, config_only: bool = False) -> dict[str, Any]:
+    """Download what is missing and say where it lies. Raises UserError."""
     from dsv3rt.weights.locate import REPO_ID, cached_snapshot
 
     if not REPO_ID.fullmatch(repo):
@@ -77,11 +86,7 @@ def command(repo: str, revision: str, to: Path | None, config_only: bool, as_jso
         from dsv3rt.weights.source import Checkpoint
 
         Checkpoint(folder)
-    facts = {"repo": repo, "folder": str(folder), "files": len(files), "fetched": len(missing), "fetched_bytes": need}
-    if as_json:
-        emit_json(facts)
-    else:
-        click.echo(str(folder))
+    return {"repo": repo, "folder": str(folder), "files": len(files), "fetched": len(missing), "fetched_bytes": need}
 
 
 def _hub() -> Any:

@@ -10,7 +10,7 @@ import click
 
 from dsv3rt.cli.options import BUNDLED, Loading, loading_options
 from dsv3rt.cli.output import emit_json, json_option, size
-from dsv3rt.errors import CheckpointError, PluginError
+from dsv3rt.errors import CheckpointError, PluginError, UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,11 +34,13 @@ _SECONDS_PER_LAYER = 40e-6
 def command(loading: Loading, bandwidth: bool, as_json: bool) -> None:
     """Say what CHECKPOINT is, whether it fits and what it will cost: from config and index, reading no weights.
 
-    A folder with nothing but config.json will do, so that one can ask before downloading. A preset of `dsv3rt synth`
-    will do too. Memory is planned for -c/--ctx-size tokens, 8192 if not given.
+    A folder with nothing but config.json will do, and so will org/name, of which no more than that is fetched: one can
+    ask before downloading. A preset of `dsv3rt synth` will do too. Memory is planned for -c/--ctx-size tokens, 8192
+    if not given.
 
     \b
     dsv3rt inspect /data/moonlight
+    dsv3rt inspect zai-org/GLM-4.7-Flash
     dsv3rt inspect v3 --ctx-size 32768 --json
     """
     facts = gather(loading, measure=bandwidth)
@@ -93,11 +95,24 @@ def _config(loading: Loading) -> tuple[ModelConfig, Path | None]:
 
     try:
         folder = loading.folder()
-    except CheckpointError:
+    except CheckpointError as missing:
         if loading.checkpoint in PRESETS:
             return ModelConfig.from_dict(PRESETS[loading.checkpoint]), None
-        raise
+        folder = _from_hub(loading.checkpoint, missing)
     return ModelConfig.from_folder(folder), folder
+
+
+def _from_hub(name: str, missing: CheckpointError) -> Path:
+    """Config, index and tokenizer of `org/name`, a few MB, so that one can ask before downloading the rest."""
+    from dsv3rt.cli.download import fetch
+    from dsv3rt.weights.locate import REPO_ID
+
+    if not REPO_ID.fullmatch(name):
+        raise missing
+    try:
+        return Path(fetch(name, config_only=True)["folder"])
+    except UserError as error:
+        raise CheckpointError(f"{missing.what}; {error.what}", fix=missing.fix) from None
 
 
 def _plan(loading: Loading, config: ModelConfig) -> tuple[dict[str, Any], int | None]:

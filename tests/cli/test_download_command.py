@@ -144,11 +144,12 @@ def test_into_the_cache_and_from_it(hub: Hub, tmp_path: Path) -> None:
 
 def test_ask_before_downloading(hub: Hub, tmp_path: Path) -> None:
     asked = ["inspect", "org/name", "--json", "--no-bandwidth"]
-    done = download(tmp_path / "home", url(hub), ["download", "org/name", "--config-only"], asked)
+    done = download(tmp_path / "home", url(hub), asked)
     assert done.returncode == 0, done.stderr
     assert not any(name.endswith(".safetensors") for name in hub.fetched)
     files = json.loads(done.stdout.splitlines()[-1])["files"]
     assert files["present"] == 0 and files["expected"] == 2 and not files["complete"]
+    assert {"config.json", "model.safetensors.index.json"} <= set(hub.fetched)
 
 
 def test_goes_on_with_what_is_missing(hub: Hub, tmp_path: Path) -> None:

@@ -74,7 +74,8 @@ def test_official_cache_bytes(capfd: Capture) -> None:
     assert inspect(capfd, "v3", "--no-bandwidth")["cache_bytes_per_token"] == 70272
 
 
-def test_complaints(tmp_path: Path, capfd: Capture) -> None:
+def test_complaints(tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     folder = random_checkpoint(tmp_path / "made", preset("tiny"))
     (tmp_path / "empty").mkdir()
     for arguments, code, words in [

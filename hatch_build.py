@@ -1,5 +1,5 @@
-"""Builds the native kernels into the wheel, where a compiler is at hand. Without one the wheel is as good: they are
-built on first use, or plain torch computes."""
+"""Puts into the wheel what `packages` does not: the bundled checkpoint, and the native kernels where a compiler is at
+hand. Without one the wheel is as good: they are built on first use, or plain torch computes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 LIBRARIES = {"core": "dsv3rt/native/csrc", "fp8": "plugins/dsv3rt_fp8/csrc", "mla": "plugins/dsv3rt_mla/csrc"}
 """Native library -> folder of its sources."""
+BUNDLED = "checkpoints/dsv3rt-mini"
+"""The checkpoint that `dsv3rt chat` talks with when none is given; see dsv3rt/bundled.py."""
 
 
 def _build_module(root: Path) -> ModuleType:
@@ -25,13 +27,15 @@ def _build_module(root: Path) -> ModuleType:
     return module
 
 
-class NativeHook(BuildHookInterface):  # type: ignore[type-arg]
+class WheelHook(BuildHookInterface):  # type: ignore[type-arg]
     """Compiles every library into the `prebuilt` folder beside its sources."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if self.target_name != "wheel" or version == "editable":
             return
         root = Path(self.root)
+        if (root / BUNDLED).is_dir():
+            build_data["force_include"][str(root / BUNDLED)] = f"dsv3rt/_bundled/{Path(BUNDLED).name}"
         build = _build_module(root)
         for name, folder in LIBRARIES.items():
             source = build.NativeSource(name, root / folder)

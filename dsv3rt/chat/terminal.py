@@ -99,6 +99,7 @@ class Terminal:
         self.debug = os.environ.get("DSV3RT_DEBUG", "") not in ("", "0")
         self._interrupt = Interrupt()
         self._draft = ""
+        self._waiting_for_room = ""
 
     @property
     def interrupted(self) -> bool:
@@ -133,6 +134,10 @@ class Terminal:
                 self._command(name, rest.strip())
             else:
                 self.ask(text[1:] if stripped.startswith("//") else text)
+        except ContextError as error:
+            self._complain(error)
+            self._waiting_for_room, self._draft = self._draft, ""
+            self._note("nothing is lost", "/drop N forgets the oldest questions, /clear all; then this one comes back")
         except UserError as error:
             self._complain(error)
         except Exception as error:
@@ -146,6 +151,7 @@ class Terminal:
 
     def ask(self, text: str) -> None:
         """Say `text`, show the answer. What cannot be answered goes back into the input line: nothing is lost."""
+        self._waiting_for_room = ""
         self.conversation.say(text)
         try:
             generation = self._stream()
@@ -254,9 +260,10 @@ class Terminal:
     def _do_clear(self, rest: str) -> None:
         self.conversation.messages.clear()
         self._tell("  forgotten")
+        self._bring_back()
 
     def _do_retry(self, rest: str) -> None:
-        text = self.conversation.take_back()
+        text = self._waiting_for_room or self.conversation.take_back()
         if text is None:
             raise UsageError("there is nothing to retry", fix="say something first")
         self.ask(text)
@@ -266,6 +273,11 @@ class Terminal:
             raise UsageError(f"/drop {rest}: not a number", fix="/drop N")
         dropped = self.conversation.drop_oldest(int(rest or 1))
         self._tell(f"  forgot {dropped} question{'s' if dropped != 1 else ''}")
+        self._bring_back()
+
+    def _bring_back(self) -> None:
+        """There is room now for the question there was none for: it goes into the input line."""
+        self._draft, self._waiting_for_room = self._waiting_for_room, ""
 
     def _do_save(self, rest: str) -> None:
         path = self._path(rest, "save")
@@ -314,5 +326,3 @@ class Terminal:
 
     def _complain(self, error: UserError) -> None:
         self.err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        if isinstance(error, ContextError):
-            self._note("nothing is lost: /drop N forgets the oldest questions, /clear all; then press Enter again")

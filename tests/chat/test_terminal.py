@@ -186,14 +186,16 @@ def test_an_accident_does_not_end_the_conversation() -> None:
 
 
 def test_beyond_the_context_loses_nothing() -> None:
-    runtime = FakeRuntime(["a", ContextError("the prompt has 120 tokens, the context 100", fix="shorten"), "b"])
+    full = ContextError("the prompt has 120 tokens, the context 100", fix="shorten")
+    runtime = FakeRuntime(["a", full, full, "b"])
     terminal, out, err = make(runtime)
-    keys = Keys("first", "long one", "/drop 1", "long one")
+    keys = Keys("first", "long one", "/retry", "/drop 1", "long one")
     terminal.run(keys)
-    assert keys.drafts[2] == "long one"
+    assert keys.drafts == ["", "", "", "", "long one", ""]  # room for the commands, then the question again
     assert "120 tokens" in err.getvalue() and "/drop N" in err.getvalue()
-    assert [message["content"] for message in runtime.asked[1]] == ["first", "a", "long one"]
-    assert [message["content"] for message in runtime.asked[2]] == ["long one"]
+    for asked in runtime.asked[1:3]:
+        assert [message["content"] for message in asked] == ["first", "a", "long one"]
+    assert [message["content"] for message in runtime.asked[3]] == ["long one"]
     assert "forgot 1 question\n" in out.getvalue() and out.getvalue().endswith("b\n")
 
 

@@ -22,6 +22,8 @@ FIRST_LOOK, LAST_LOOK = 64, 2048
 """Steps between looks at other counts: the first interval, doubled each time nothing changes, and the longest."""
 LOOK_STEPS = 2
 """Steps of one look, beside the one that begins drafting."""
+QUICKER = 0.6
+"""A step that takes less than this share of the usual: compiled graphs have taken over, if the next one does too."""
 MARGIN = 1.02
 """How much better another count must be to change to it: changing is not free."""
 
@@ -63,13 +65,20 @@ class Costs:
     """Seconds a step of so many drafts takes, drafting included."""
 
     measured: dict[int, float] = field(default_factory=dict)
+    _quick: int = 0
+    """Steps in a row that were much quicker than usual."""
 
-    def record(self, count: int, seconds: float) -> None:
-        old = self.measured.get(count)
-        if old is None:
+    def record(self, count: int, seconds: float) -> bool:
+        """Take note of a step; True when all that was measured before it is out of date (and has been forgotten)."""
+        old = self.measured.get(count, seconds)
+        self._quick = self._quick + 1 if seconds < QUICKER * old else 0
+        if self._quick == 2:
+            self._quick = 0
+            self.measured.clear()
             self.measured[count] = seconds
-        else:
-            self.measured[count] = old + SMOOTHING * (min(seconds, OUTLIER * old) - old)
+            return True
+        self.measured[count] = old + SMOOTHING * (min(seconds, OUTLIER * old) - old)
+        return False
 
     def of(self, count: int) -> float | None:
         """As measured; else along the line through the two nearest measured; None when too little is known."""
@@ -89,8 +98,9 @@ class TypicalCosts(Costs):
     def __init__(self, limit: int) -> None:
         super().__init__({count: 1 + 0.3 * count for count in range(limit + 1)})
 
-    def record(self, count: int, seconds: float) -> None:
+    def record(self, count: int, seconds: float) -> bool:
         """Stays as it is."""
+        return False
 
 
 class FixedCount:
@@ -117,11 +127,6 @@ class AutoCount:
         self._interval = FIRST_LOOK
         self._plan = self._steps()
 
-    def restart(self) -> None:
-        """Measure anew: steps have become quicker or slower."""
-        self.costs.measured.clear()
-        self._plan = self._steps()
-
     def choose(self) -> int:
         """For the next step."""
         return next(self._plan)
@@ -129,8 +134,9 @@ class AutoCount:
     def record(self, drafted: int, accepted: int, seconds: float | None) -> None:
         """A step has ended. `seconds` None: its time says nothing (it changed from one count to another)."""
         self.meter.record(drafted, accepted)
-        if seconds is not None:
-            self.costs.record(drafted, seconds)
+        if seconds is not None and self.costs.record(drafted, seconds):
+            self._interval = FIRST_LOOK
+            self._plan = self._steps()
 
     def rate(self, count: int) -> float:
         """Expected tokens per second; what was never measured counts as worth a look."""

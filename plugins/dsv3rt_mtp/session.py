@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 CATCH_UP = 512
 """Rows waiting at most; more are passed through the modules in batches of this size."""
+COMPILE_AFTER = 8
+"""Uses of a draft count, outside fused steps, after which it is compiled for."""
 
 
 class MTPSession:
@@ -47,6 +49,7 @@ class MTPSession:
         self._waiting: list[Tensor] = []
         """Hidden states [.., D] of the rows from `_final` on."""
         self._graphs: dict[tuple[str, int], Callable[..., Any]] = {}
+        self._uses: dict[tuple[str, int], int] = {}
 
     @property
     def observed(self) -> int:
@@ -122,6 +125,10 @@ class MTPSession:
     def _graph(self, kind: type[GreedyDraft] | type[SampledDraft], count: int) -> Callable[..., Any]:
         key = (kind.__name__, count)
         if key not in self._graphs:
+            self._graphs[key] = kind(self.head, count)
+        # where steps are fused, separate drafts only begin them: compiling is for what is done again and again
+        self._uses[key] = self._uses.get(key, 0) + 1
+        if self._uses[key] == COMPILE_AFTER:
             self._graphs[key] = self._compile(kind(self.head, count))
         return self._graphs[key]
 

@@ -42,8 +42,9 @@ class Block(nn.Module):
         self.mlp = mlp
 
     def forward(self, x_BTD: Tensor, positions_BT: Tensor, cache: Cache | None) -> Tensor:
-        h_BTD: Tensor = x_BTD + self.self_attn(self.input_layernorm(x_BTD), positions_BT, cache)
-        y_BTD: Tensor = h_BTD + self.mlp(self.post_attention_layernorm(h_BTD))
+        attended_BTD = self.self_attn(self.input_layernorm(x_BTD), positions_BT, cache)
+        h_BTD, normed_BTD = self.post_attention_layernorm.add(x_BTD, attended_BTD)
+        y_BTD: Tensor = h_BTD + self.mlp(normed_BTD)
         return y_BTD
 
 

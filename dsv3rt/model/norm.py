@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from dsv3rt import native
 
 
 class RMSNorm(nn.Module):
-    """y = x / sqrt(mean(x^2) + eps) * weight, computed in float32; returns x's dtype."""
+    """y = x / sqrt(mean(x^2) + eps) * weight, computed in float32; returns x's dtype.
+
+    A row's result does not depend on the others.
+    """
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -16,4 +20,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.eps).to(x.dtype)
+        return native.rms_norm(x, self.weight, self.eps)
+
+    def add(self, x: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
+        """(x + more, the norm of that) in one pass."""
+        return native.add_rms_norm(x, more, self.weight, self.eps)

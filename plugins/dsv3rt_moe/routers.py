@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dsv3rt.interfaces import Site
+from dsv3rt_moe import native
 
 
 def keep_best_groups(choice_NE: Tensor, group_scores_NG: Tensor, keep: int) -> Tensor:
@@ -24,7 +25,14 @@ def keep_best_groups(choice_NE: Tensor, group_scores_NG: Tensor, keep: int) -> T
 
 
 class _TopK(nn.Module):
-    """What the routers share: the score matrix in float32 and the weighting of the chosen."""
+    """What the routers share: the score matrix in float32, the weighting of the chosen, and the native operator.
+
+    A token's experts and weights are the same, bit for bit, whether it is routed alone or among up to 16.
+    """
+
+    best_of_group = 0
+    """A group is worth the sum of so many of its scores; 0: there are no groups."""
+    no_bias: Tensor
 
     def __init__(self, site: Site) -> None:
         super().__init__()
@@ -36,6 +44,36 @@ class _TopK(nn.Module):
         # V2's official gate scales only the weights it does not renormalise; V3's scales both.
         self.scale = 1.0 if self.renormalise and config.model_type == "deepseek_v2" else config.routed_scaling_factor
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
+        self.native = site.device.type == "cpu" and native.library() is not None
+        self.register_buffer("no_bias", torch.empty(0, device="cpu"), persistent=False)
+
+    def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """(weights float32 [N, K], ids int64 [N, K])."""
+        gradients = torch.is_grad_enabled() and (x_ND.requires_grad or self.weight.requires_grad)
+        if not self.native or gradients or x_ND.shape[0] > native.ROUTE_UP_TO:
+            return self.plain(x_ND)
+        weights_NK, ids_NK = torch.ops.dsv3rt.route(
+            x_ND.float().contiguous(),
+            self.weight.float().contiguous(),
+            self.bias().float().contiguous(),
+            self.groups,
+            self.keep,
+            self.best_of_group,
+            self.k,
+            self.scoring == "softmax",
+            self.renormalise,
+            self.scale,
+        )
+        return weights_NK, ids_NK
+
+    def bias(self) -> Tensor:
+        """Added to the scores when choosing: [E], or empty."""
+        return self.no_bias
+
+    def plain(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward` in plain torch."""
+        scores_NE = self.scores(x_ND)
+        return self.weigh(scores_NE, scores_NE.topk(self.k, dim=-1).indices)
 
     def scores(self, x_ND: Tensor) -> Tensor:
         """float32 [N, E] affinities."""
@@ -54,13 +92,17 @@ class BiasTopK(_TopK):
     """V3: choose by score + correction bias, groups ranked by the sum of their two best; weigh by the score alone."""
 
     e_score_correction_bias: Tensor
+    best_of_group = 2
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
         # float32 always: biases near 7 collapse in bfloat16
         self.register_buffer("e_score_correction_bias", torch.zeros(site.config.n_routed_experts, dtype=torch.float32))
 
-    def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
+    def bias(self) -> Tensor:
+        return self.e_score_correction_bias
+
+    def plain(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
         scores_NE = self.scores(x_ND)
         choice_NE = scores_NE + self.e_score_correction_bias
         if self.groups > 1:
@@ -73,15 +115,13 @@ class BiasTopK(_TopK):
 class SoftmaxTopK(_TopK):
     """V2-Lite's `greedy`: the K highest probabilities."""
 
-    def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
-        scores_NE = self.scores(x_ND)
-        return self.weigh(scores_NE, scores_NE.topk(self.k, dim=-1).indices)
-
 
 class SoftmaxGroupTopK(_TopK):
     """V2's `group_limited_greedy`: groups ranked by their best expert."""
 
-    def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
+    best_of_group = 1
+
+    def plain(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
         scores_NE = self.scores(x_ND)
         best_NG = scores_NE.unflatten(-1, (self.groups, -1)).amax(dim=-1)
         choice_NE = keep_best_groups(scores_NE, best_NG, self.keep)

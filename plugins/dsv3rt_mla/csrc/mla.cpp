@@ -220,7 +220,9 @@ class Decode {
     piece.count = std::min(CHUNK, used - first);
     piece.latent = call_.latent;
     piece.rope = call_.rope;
-    piece.wide = scratch<Wide>(CHUNK * call_.cached());
+    // an odd number of cache lines, so that a column of the chunk spreads over the sets of the cache
+    piece.wide_step = ((call_.cached() + 15) / 16 | 1) * 16;
+    piece.wide = scratch<Wide>(CHUNK * piece.wide_step);
     float* partial = scratch<Partial>((CHUNK + 2 + call_.latent) * width_);
     piece.scores = partial;
     piece.most = partial + CHUNK * width_;

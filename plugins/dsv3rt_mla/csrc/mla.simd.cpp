@@ -5,7 +5,13 @@
 
 namespace DSV3RT_VARIANT {
 
-constexpr int G = 8;  // accumulators of a product: enough to hide the latency of a multiply-add, few enough for registers
+// Accumulators of a product: enough to hide the latency of a multiply-add, few enough for the registers.
+constexpr int G = 8;
+#if defined(DSV3RT_512)
+constexpr int WIDE_G = 16;  // where their addresses are one register and a constant
+#else
+constexpr int WIDE_G = 8;
+#endif
 
 // ---- products with kv_b_proj --------------------------------------------------------------------------------------------------
 
@@ -179,7 +185,8 @@ static void widen_token(const Cache& cache, int64_t s, int64_t latent, int64_t r
 // ---- attention ----------------------------------------------------------------------------------------------------------------
 
 // scores[token][row] of G tokens; meanwhile `lines` cache lines from `ahead` on are fetched.
-static void score_group(const float* wide, int64_t size, const float* query, float* scores, const char* ahead, int64_t lines) {
+static void score_group(const float* wide, int64_t step, int64_t size, const float* query, float* scores, const char* ahead,
+                        int64_t lines) {
   V sum[G];
 #pragma GCC unroll 16
   for (int g = 0; g < G; ++g) sum[g] = v_zero();
@@ -188,13 +195,13 @@ static void score_group(const float* wide, int64_t size, const float* query, flo
     if (lines > 0) prefetch(ahead);
     const int64_t count = a + steps < size ? steps : size - a;
     // the tokens' addresses as few bases and one step: all fit into registers
-    const float *w0 = wide + a, *w1 = w0 + 4 * size, *q = query + a * W;
+    const float *w0 = wide + a, *w1 = w0 + 4 * step, *q = query + a * W;
     for (int64_t i = 0; i < count; ++i, ++w0, ++w1, q += W) {
       const V row = v_load(q);
 #pragma GCC unroll 16
-      for (int g = 0; g < 4; ++g) sum[g] = v_fma(spread(w0[g * size]), row, sum[g]);
+      for (int g = 0; g < 4; ++g) sum[g] = v_fma(spread(w0[g * step]), row, sum[g]);
 #pragma GCC unroll 16
-      for (int g = 0; g < 4; ++g) sum[4 + g] = v_fma(spread(w1[g * size]), row, sum[4 + g]);
+      for (int g = 0; g < 4; ++g) sum[4 + g] = v_fma(spread(w1[g * step]), row, sum[4 + g]);
     }
   }
 #pragma GCC unroll 16
@@ -203,14 +210,17 @@ static void score_group(const float* wide, int64_t size, const float* query, flo
 
 // context[c][row] of N consecutive c.
 template <int N>
-static void context_group(const float* wide, int64_t size, int64_t count, const float* probs, float* context) {
+static void context_of(const Piece& piece, int64_t c) {
+  const float *wide = piece.wide + c, *probs = piece.scores;
+  float* context = piece.context + c * W;
+  const int64_t step = piece.wide_step, count = piece.count;
   V sum[N];
 #pragma GCC unroll 16
   for (int g = 0; g < N; ++g) sum[g] = v_zero();
   for (int64_t s = 0; s < count; ++s) {
     const V p = v_load(probs + s * W);
 #pragma GCC unroll 16
-    for (int g = 0; g < N; ++g) sum[g] = v_fma(spread(wide[s * size + g]), p, sum[g]);
+    for (int g = 0; g < N; ++g) sum[g] = v_fma(spread(wide[s * step + g]), p, sum[g]);
   }
 #pragma GCC unroll 16
   for (int g = 0; g < N; ++g) v_store(context + g * W, sum[g]);
@@ -245,15 +255,15 @@ static void attend(const Piece& piece) {
     const int64_t next = piece.first + s + G;
     if (piece.widen)
       for (int64_t i = piece.first + s; i < (next < end ? next : end); ++i)
-        widen_token(*piece.cache, i, piece.latent, piece.rope, piece.wide + (i - piece.first) * size);
-    score_group(piece.wide + s * size, size, piece.query, piece.scores + s * W,
+        widen_token(*piece.cache, i, piece.latent, piece.rope, piece.wide + (i - piece.first) * piece.wide_step);
+    score_group(piece.wide + s * piece.wide_step, piece.wide_step, size, piece.query, piece.scores + s * W,
                 piece.cache->latent + next * piece.cache->latent_step, lines);
   }
   soften(piece);
   int64_t c = 0;
-  for (; c + G <= piece.latent; c += G) context_group<G>(piece.wide + c, size, piece.count, piece.scores, piece.context + c * W);
-  for (; c + 4 <= piece.latent; c += 4) context_group<4>(piece.wide + c, size, piece.count, piece.scores, piece.context + c * W);
-  for (; c < piece.latent; ++c) context_group<1>(piece.wide + c, size, piece.count, piece.scores, piece.context + c * W);
+  for (; c + WIDE_G <= piece.latent; c += WIDE_G) context_of<WIDE_G>(piece, c);
+  for (; c + 4 <= piece.latent; c += 4) context_of<4>(piece, c);
+  for (; c < piece.latent; ++c) context_of<1>(piece, c);
 }
 
 static void merge(const Piece& piece, float* most, float* total, float* context) {

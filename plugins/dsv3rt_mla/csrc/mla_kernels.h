@@ -40,7 +40,8 @@ struct Piece {
   int64_t first, count;  // the chunk's tokens
   int64_t latent, rope;  // C, R
   bool widen;            // fill `wide` from the cache first (once per chunk)
-  float* wide;           // [CHUNK][A]
+  float* wide;           // [CHUNK][A], tokens `wide_step` floats apart
+  int64_t wide_step;
   const float* query;    // [A][width], scaled
   const int32_t* visible;  // [width]: how many of the chunk's tokens each row may see; nullptr: all
   float* scores;         // [CHUNK][width]

@@ -1,0 +1,142 @@
+"""Speed beside llama.cpp on the same weights and threads; prints one JSON object. Skips, and says why, when llama.cpp
+is absent.
+
+    python bench/compare_llama_cpp.py --preset small --layers 0 [--llama-cpp FOLDER] [--prompt-tokens 512] [--gen-tokens
+    64]
+
+llama.cpp comes from the PyPI source package `llama-cpp-python`: unpack it, then in its `vendor/llama.cpp`
+
+    cmake -B build -DCMAKE_BUILD_TYPE=Release -DLLAMA_CURL=OFF && cmake --build build --target llama-bench
+
+and give that folder. Its converter needs the Python package `gguf` (in `gguf-py` there) and torch. Random weights in
+the official layout are made (bf16; FP8 by `dsv3rt quantize`), converted to GGUF (bf16 and Q8_0), and both programs are
+timed in turn, twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+def main() -> int:
+    options = arguments()
+    folder = Path(options.llama_cpp) if options.llama_cpp else None
+    bench = find_bench(folder)
+    if bench is None or folder is None:
+        print(json.dumps({"skipped": "no llama.cpp folder with a built llama-bench: see --help"}))
+        return 0
+    with tempfile.TemporaryDirectory(dir=options.work) as scratch:
+        work = Path(scratch)
+        checkpoints = make_checkpoints(work, options)
+        models = convert(folder, checkpoints["bf16"], work)
+        result = compare(bench, checkpoints, models, options)
+    print(json.dumps(result, indent=2))
+    return 0
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="small")
+    parser.add_argument("--layers", type=int, default=0, help="cut the preset to so many layers; 0: all")
+    parser.add_argument("--llama-cpp", default=os.environ.get("LLAMA_CPP"), help="folder of llama.cpp [env LLAMA_CPP]")
+    parser.add_argument("--prompt-tokens", type=int, default=512)
+    parser.add_argument("--gen-tokens", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--work", help="where the checkpoints go while measuring")
+    return parser.parse_args()
+
+
+def find_bench(folder: Path | None) -> Path | None:
+    found = shutil.which("llama-bench")
+    places = [folder / "build" / "bin" / "llama-bench"] if folder else []
+    places += [Path(found)] if found else []
+    return next((place for place in places if place.is_file()), None)
+
+
+def run(command: list[str], **more: Any) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, **more)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def dsv3rt(*words: str, threads: int | None = None) -> dict[str, Any]:
+    environment = dict(os.environ) | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    value: dict[str, Any] = json.loads(run([sys.executable, "-m", "dsv3rt", *words, "--json"], env=environment))
+    return value
+
+
+def make_checkpoints(work: Path, options: argparse.Namespace) -> dict[str, Path]:
+    bf16, fp8 = work / "bf16", work / "fp8"
+    cut = ["--layers", str(options.layers)] if options.layers else []
+    dsv3rt("synth", options.preset, str(bf16), "--bf16", "--mtp", "0", "--tokenizer", *cut)
+    dsv3rt("quantize", str(bf16), str(fp8))
+    return {"bf16": bf16, "fp8": fp8}
+
+
+def convert(folder: Path, checkpoint: Path, work: Path) -> dict[str, Path]:
+    """GGUF files in bf16 and Q8_0.
+
+    The converter recognises tokenizers by a hash; ours is synthetic, so it is told to take a known one.
+    """
+    program = (
+        "import sys; folder = sys.argv.pop(1); sys.path[:0] = [folder + '/gguf-py', folder]\n"
+        "import runpy, conversion.base as base\n"
+        "base.TextModel.get_vocab_base_pre = lambda self, tokenizer: 'deepseek-v3'\n"
+        "runpy.run_path(folder + '/convert_hf_to_gguf.py', run_name='__main__')\n"
+    )
+    models = {}
+    for kind in ("bf16", "q8_0"):
+        models[kind] = work / f"{kind}.gguf"
+        words = [str(folder), str(checkpoint), "--outtype", kind, "--outfile", str(models[kind])]
+        run([sys.executable, "-c", program, *words])
+    return models
+
+
+def llama(bench: Path, model: Path, options: argparse.Namespace) -> dict[str, float]:
+    words = ["-m", str(model), "-t", str(options.threads), "-r", str(options.repeat), "-o", "json"]
+    words += ["-p", str(options.prompt_tokens), "-n", str(options.gen_tokens)]
+    rows = json.loads(run([str(bench), *words]))
+    return {"prefill_tps" if row["n_prompt"] else "decode_tps": row["avg_ts"] for row in rows}
+
+
+def ours(checkpoint: Path, options: argparse.Namespace) -> dict[str, Any]:
+    words = ["bench", str(checkpoint), "--prompt-tokens", str(options.prompt_tokens)]
+    words += ["--gen-tokens", str(options.gen_tokens), "--repeat", str(options.repeat), "--head", "none"]
+    report = dsv3rt(*words, threads=options.threads)
+    return {
+        "prefill_tps": report["prefill_tps"]["median"],
+        "decode_tps": report["decode_tps"]["median"],
+        "bandwidth_fraction": report["bandwidth_fraction"],
+        "machine_read_gbs": report["machine_read_gbs"],
+    }
+
+
+def compare(
+    bench: Path, checkpoints: dict[str, Path], models: dict[str, Path], options: argparse.Namespace
+) -> dict[str, Any]:
+    """Both in turn, twice; the better of two for each, so that a disturbance hits neither alone."""
+    pairs = {"fp8 vs q8_0": ("fp8", "q8_0"), "bf16 vs bf16": ("bf16", "bf16")}
+    result: dict[str, Any] = {"preset": options.preset, "layers": options.layers, "threads": options.threads}
+    for title, (mine, theirs) in pairs.items():
+        rounds = [(ours(checkpoints[mine], options), llama(bench, models[theirs], options)) for _ in range(2)]
+        best = {
+            side: {phase: max(pair[index][phase] for pair in rounds) for phase in ("prefill_tps", "decode_tps")}
+            for index, side in enumerate(("dsv3rt", "llama_cpp"))
+        }
+        ratios = {phase: best["dsv3rt"][phase] / best["llama_cpp"][phase] for phase in ("prefill_tps", "decode_tps")}
+        result[title] = {**best, "ratio": ratios, "rounds": [pair[0] for pair in rounds]}
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -13,6 +13,7 @@ import torch
 from dsv3rt_fp8 import native_ops
 from dsv3rt_fp8.experts import Experts
 from dsv3rt_fp8.modules import FeedForward, Linear, Storage
+from dsv3rt_fp8.numerics import round_activations
 from dsv3rt_fp8.quantization import BlockFP8, Dense
 from stored import Stored, relative_error, stored_fp8, value_of
 from torch import Tensor
@@ -329,3 +330,30 @@ def test_weight_bytes_are_those_of_the_file() -> None:
 
 def test_the_description_names_the_kernels() -> None:
     assert "native" in BlockFP8(site()).describe(CPU) or "slow" in BlockFP8(site()).describe(CPU)
+
+
+# ---- rounded activations
+
+
+def test_rounded_activations_match_the_definition() -> None:
+    """W8A8: every FP8 product sees its input rounded, the unquantized ones see it as it is."""
+    storage = BlockFP8(site(options={"activations": "fp8"})).storage
+    tensors = {name: tensor for e in range(E) for name, tensor in stored_network(f"mlp.experts.{e}", "fp8").items()}
+    with torch.device("meta"):
+        module = Experts(E, D, F_, storage)
+    module.load_tensors(Stored(tensors), "mlp.experts", CPU)
+    x, weights, ids = routing(3)
+
+    def product(name: str, value: Tensor) -> Tensor:
+        return round_activations(value, ue8m0=False) @ value_of(tensors, name).float().T
+
+    expected = torch.zeros_like(x)
+    for expert in range(E):
+        prefix = f"mlp.experts.{expert}"
+        h = F.silu(product(f"{prefix}.gate_proj", x)) * product(f"{prefix}.up_proj", x)
+        expected += (weights * (ids == expert)).sum(-1, keepdim=True) * product(f"{prefix}.down_proj", h)
+    assert relative_error(module(x, weights, ids), expected.double()) < 2e-3
+    assert relative_error(module(x, weights, ids), mixture(tensors, x, weights, ids)) > 5e-3
+    plain = stored_matrix("m", 8, 128, "bfloat16")
+    x = torch.randn(2, 128)
+    assert relative_error(loaded_linear(plain, 8, 128, storage)(x), x.double() @ value_of(plain, "m").T) < 1e-6

@@ -136,3 +136,18 @@ def test_unknown_items_name_their_line(tmp_path: Path) -> None:
         list(records.read_choices([tmp_path / "a.jsonl"]))
     with pytest.raises(UserError, match=r"a\.jsonl:1"):
         list(records.read_questions([tmp_path / "a.jsonl"]))
+
+
+def test_repetition_is_counted() -> None:
+    texts = ["A fox ran home. It was glad.", "A dog ate. It was glad. It was glad."]
+    got = measures.repetition(texts)
+    assert got["repeated_sentences"] == pytest.approx(3 / 5)
+    assert got["looping"] == 0.5
+    grams = [tuple(w[i : i + 3]) for w in map(str.split, texts) for i in range(len(w) - 2)]
+    assert got["distinct_3"] == len(set(grams)) / len(grams) < 1
+
+
+def test_samples_follow_from_the_seed(runtime: Runtime) -> None:
+    items = [records.Question([{"role": "user", "content": "Bees"}], "", False)] * 2
+    one, two = (measures.samples(runtime, items, max_tokens=4, seed=1, tick=_tick) for _ in range(2))
+    assert one == two and one["items"] == 2 and one["samples"][0]["asked"] == "Bees"

@@ -64,6 +64,16 @@ def test_it_learns_and_stays_balanced(start: Start, tmp_path: Path, optimizer: s
     assert len(lines[-1]["busiest"]) == 3  # two layers and the prediction module
 
 
+@pytest.mark.parametrize("numerics", ["bf16", "fp8"])
+def test_rougher_numerics_learn_nearly_the_same(start: Start, tmp_path: Path, numerics: str) -> None:
+    settings = replace(SHORT, steps=15)
+    for name, chosen in (("float32", settings), ("rough", replace(settings, **{numerics: True}))):
+        start(tmp_path / name, chosen).run(save_every=100)
+    exact, rough = _losses(tmp_path / "float32"), _losses(tmp_path / "rough")
+    assert exact != rough
+    assert rough[-1] == pytest.approx(exact[-1], rel=0.02)
+
+
 def test_stopped_and_resumed_equals_never_stopped(start: Start, tmp_path: Path) -> None:
     whole = start(tmp_path / "whole", SHORT)
     whole.run(save_every=100)

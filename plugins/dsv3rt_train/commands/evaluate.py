@@ -25,7 +25,7 @@ _SLOTS = ("attention", "routing", "quantization", "lora", "head", "dtype", "cach
 @click.option("-d", "--data", multiple=True, required=True, type=click.Path(path_type=Path), help="File; repeatable.")
 @click.option(
     "--task",
-    type=click.Choice(["perplexity", "choices", "exact", "delta"]),
+    type=click.Choice(["perplexity", "choices", "exact", "samples", "delta"]),
     default="perplexity",
     show_default=True,
     help="What to measure.",
@@ -33,6 +33,7 @@ _SLOTS = ("attention", "routing", "quantization", "lora", "head", "dtype", "cach
 @click.option("--against", multiple=True, metavar="SLOT=NAME[:K=V]", help="For delta: what the other plan changes.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many items.")
 @click.option("--window", type=click.IntRange(min=8), default=512, show_default=True, help="Tokens scored together.")
+@click.option("--seed", default=0, show_default=True, help="Of samples.")
 @click.option("-n", "--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Of an answer.")
 @json_option
 def command(
@@ -42,13 +43,15 @@ def command(
     against: tuple[str, ...],
     limit: int | None,
     window: int,
+    seed: int,
     max_tokens: int,
     as_json: bool,
 ) -> None:
     """Measure CHECKPOINT on local files.
 
     perplexity: bits per byte of .txt or {"text"}. choices: HellaSwag, ARC, MMLU items by log-likelihood. exact: GSM8K,
-    question/answer or {"messages"} items by greedy answers. delta: KL and top-1 agreement between two plans on a text.
+    question/answer or {"messages"} items by greedy answers. samples: answers drawn to be read. delta: KL and
+    top-1 agreement between two plans on a text.
 
     \b
     dsv3rt eval /data/model -d wiki.txt
@@ -71,6 +74,9 @@ def command(
         elif task == "exact":
             questions = itertools.islice(read_questions(data), limit)
             facts = measures.exact_match(runtime, questions, max_tokens=max_tokens, tick=tick)
+        elif task == "samples":
+            questions = itertools.islice(read_questions(data), limit)
+            facts = measures.samples(runtime, questions, max_tokens=max_tokens, seed=seed, tick=tick)
         else:
             other = dataclasses.replace(loading, **changes).load()
             facts = measures.compare(runtime, other, texts, window=window, tick=tick)

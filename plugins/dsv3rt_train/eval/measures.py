@@ -6,7 +6,9 @@ Legend: T tokens, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -98,6 +100,41 @@ def exact_match(runtime: Runtime, questions: Iterable[Question], *, max_tokens: 
         raise UserError("there are no questions", fix="name .jsonl files of questions and answers")
     acceptance = accepted / drafted if drafted else None
     return {"exact_match": right / count, "items": count, "draft_acceptance": acceptance, "wrong": wrong}
+
+
+def samples(
+    runtime: Runtime, questions: Iterable[Question], *, max_tokens: int, seed: int, tick: Tick
+) -> dict[str, Any]:
+    """Answers drawn at the checkpoint's own temperature, to be read, and how much they repeat.
+
+    distinct_3: different three-word sequences over all of them; repeated_sentences: share of sentences that are in
+    another answer too; looping: share of answers that say a sentence twice.
+    """
+    texts: list[dict[str, str]] = []
+    for i, question in enumerate(questions):
+        generation = runtime.chat(question.messages, max_tokens=max_tokens, seed=seed + i)
+        texts.append({"asked": question.messages[-1]["content"], "got": generation.text})
+        tick()
+    if not texts:
+        raise UserError("there are no questions", fix="name .jsonl files of questions and answers")
+    return {"items": len(texts), **repetition([text["got"] for text in texts]), "samples": texts}
+
+
+def repetition(texts: Sequence[str]) -> dict[str, float]:
+    """How much texts repeat one another and themselves; see `samples`."""
+    grams: list[tuple[str, ...]] = []
+    sentences: list[list[str]] = []
+    for text in texts:
+        words = text.split()
+        grams += [tuple(words[i : i + 3]) for i in range(len(words) - 2)]
+        sentences.append([part for part in re.split(r"(?<=[.!?])\s+", text) if part])
+    seen_in = Counter(sentence for parts in sentences for sentence in set(parts))
+    total = sum(map(len, sentences))
+    return {
+        "distinct_3": len(set(grams)) / max(1, len(grams)),
+        "repeated_sentences": sum(seen_in[s] > 1 for parts in sentences for s in parts) / max(1, total),
+        "looping": sum(len(set(parts)) < len(parts) for parts in sentences) / max(1, len(texts)),
+    }
 
 
 def compare(base: Runtime, other: Runtime, texts: Iterable[str], *, window: int, tick: Tick) -> dict[str, Any]:

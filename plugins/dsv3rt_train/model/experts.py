@@ -96,6 +96,9 @@ class TrainableExperts(nn.Module):
     def forward(self, x_ND: Tensor, weights_NK: Tensor, ids_NK: Tensor) -> Tensor:
         gate_up, down = self.numerics.weight(self.gate_up), self.numerics.weight(self.down)
         x_ND = self.numerics.activation(x_ND)
+        if torch.is_autocast_enabled(x_ND.device.type):
+            dtype = torch.get_autocast_dtype(x_ND.device.type)
+            x_ND, gate_up, down = x_ND.to(dtype), gate_up.to(dtype), down.to(dtype)
         y_ND: Tensor = _Grouped.apply(x_ND, weights_NK, ids_NK, gate_up, down)  # type: ignore[no-untyped-call]
         return y_ND
 

@@ -85,7 +85,8 @@ def exact_match(runtime: Runtime, questions: Iterable[Question], *, max_tokens: 
     right = count = drafted = accepted = 0
     wrong: list[dict[str, str]] = []
     for question in questions:
-        generation = runtime.chat(question.messages, max_tokens=max_tokens, temperature=0.0)
+        # one draft a step: what is accepted of it is the first-draft acceptance
+        generation = runtime.chat(question.messages, max_tokens=max_tokens, temperature=0.0, draft_tokens=1)
         if question.number:
             good = last_number(generation.text) == last_number(question.answer)
         else:
@@ -99,7 +100,7 @@ def exact_match(runtime: Runtime, questions: Iterable[Question], *, max_tokens: 
     if not count:
         raise UserError("there are no questions", fix="name .jsonl files of questions and answers")
     acceptance = accepted / drafted if drafted else None
-    return {"exact_match": right / count, "items": count, "draft_acceptance": acceptance, "wrong": wrong}
+    return {"exact_match": right / count, "items": count, "first_draft_acceptance": acceptance, "wrong": wrong}
 
 
 def samples(

@@ -17,8 +17,10 @@ from dsv3rt_train.model.build import TrainableModel
 from dsv3rt_train.settings import Settings
 
 FILE = "resume.pt"
-MAY_CHANGE = frozenset({"steps", "decay_share", "final_lr"})
-"""Settings that a resumed run may change: they only say when the plateau ends."""
+MAY_CHANGE = frozenset(
+    {"steps", "decay_share", "final_lr", "tokens", "micro_batches", "mtp_weight", "mtp_weight_late", "mtp_share"}
+)
+"""Settings that a resumed run may change, for training in stages: they concern the steps to come alone."""
 
 
 def save(

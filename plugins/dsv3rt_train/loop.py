@@ -93,8 +93,11 @@ class Trainer:
             metrics["mtp_agreement"] = total["agrees"] / max(1, total["compared"])
         return metrics
 
-    def run(self, *, save_every: int, report: Callable[[Metrics], None] | None = None) -> None:
-        """Go on until `settings.steps`. Metrics of steps that a resumed run repeats are dropped from the file first."""
+    def run(
+        self, *, save_every: int, stop_at: int | None = None, report: Callable[[Metrics], None] | None = None
+    ) -> None:
+        """Go on until `settings.steps`, or only to `stop_at`. Metrics of steps that are repeated are dropped first."""
+        last = min(self.settings.steps, stop_at or self.settings.steps)
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / METRICS_FILE
         kept = (
@@ -104,13 +107,13 @@ class Trainer:
         )
         path.write_text("".join(line + "\n" for line in kept))
         with path.open("a") as file:
-            while self.next_step < self.settings.steps:
+            while self.next_step < last:
                 metrics = self.step()
                 file.write(json.dumps(metrics) + "\n")
                 file.flush()
                 if report is not None:
                     report(metrics)
-                if self.next_step % save_every == 0 or self.next_step == self.settings.steps:
+                if self.next_step % save_every == 0 or self.next_step == last:
                     checkpointing.save(self.folder, self.next_step, self.model, self.optimizers, self.settings)
 
 

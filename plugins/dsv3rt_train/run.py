@@ -63,6 +63,7 @@ class Plan:
     lora_alpha: float = 16.0
     lora_targets: str = ""
     seed: int = 0
+    stop_at: int | None = None
     save_every: int = 50
 
     def settings(self) -> Settings:
@@ -105,7 +106,7 @@ def train(plan: Plan, report: Callable[[Metrics], None] | None = None) -> dict[s
     plan.out.mkdir(parents=True, exist_ok=True)
     remembered = {"config": raw, "tokenizer": str(plan.tokenizer_folder().resolve())}
     (plan.out / _PLAN_FILE).write_text(json.dumps(remembered, indent=2) + "\n")
-    trainer.run(save_every=plan.save_every, report=report)
+    trainer.run(save_every=plan.save_every, stop_at=plan.stop_at, report=report)
     settings_of_adapter = plan.adapters()
     if settings_of_adapter is not None:
         folder = plan.out / "adapter"
@@ -119,7 +120,7 @@ def train(plan: Plan, report: Callable[[Metrics], None] | None = None) -> dict[s
     return {
         "checkpoint": str(folder),
         "bytes": size,
-        "steps": settings.steps,
+        "steps": trainer.next_step,
         "png": str(picture),
         **{key: last.get(key) for key in ("loss", "mtp_loss", "mtp_agreement", "busiest")},
     }

@@ -93,6 +93,7 @@ def tokenizer(out: Path, data: tuple[Path, ...], vocab_size: int, max_length: in
 @click.option("--lora-alpha", default=16.0, show_default=True, help="The adapters' scale is this over their rank.")
 @click.option("--lora-targets", default="", metavar="NAME,NAME", help="Adapted matrices [default: attention's].")
 @click.option("--seed", default=0, show_default=True)
+@click.option("--stop-at", type=click.IntRange(min=1), help="Stop after this step, to go on later.")
 @click.option("--save-every", default=50, show_default=True, help="Steps between saves to resume from.")
 @json_option
 def run(out: Path, data: tuple[Path, ...], as_json: bool, **options: Any) -> None:

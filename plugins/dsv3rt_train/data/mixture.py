@@ -57,6 +57,19 @@ LATE_WEIGHTS: dict[str, float] = {
 }  # fmt: skip
 """The same for the second part of training: fewer of the long stories, which are learnt first, more of what must be exact."""
 
+LAST_WEIGHTS: dict[str, float] = {
+    "story": 0.07, "sum": 0.19, "follow_up_sum": 0.14, "gloss": 0.17, "fact": 0.14, "single": 0.04, "follow_up_fact": 0.04, "remember": 0.13,
+    "greeting": 0.01, "small_talk": 0.015, "identity": 0.02, "unknown": 0.03, "chatterbot": 0.005,
+}  # fmt: skip
+"""And for the last part: more exchanges of several turns, which are learnt last."""
+
+STAGES: dict[str, tuple[dict[str, float], float]] = {
+    "train": (WEIGHTS, 1.0),
+    "late": (LATE_WEIGHTS, 0.5),
+    "last": (LAST_WEIGHTS, 0.5),
+}
+"""File name -> its weights, and how many conversations it has beside the first."""
+
 
 def messages(turns: Turns) -> list[Message]:
     """The turns as a chat template takes them."""
@@ -177,11 +190,11 @@ def write_jsonl(path: Path, conversations: Iterator[list[Message]]) -> int:
 
 
 def write_recipe(folder: Path, sources: Sources, *, seed: int, conversations: int, held_out: int) -> None:
-    """`folder`/train.jsonl, `folder`/late.jsonl (half as many) and `folder`/heldout/KIND.jsonl."""
-    mixture = Mixture(sources)
+    """`folder`/train.jsonl, late.jsonl and last.jsonl (see STAGES), and `folder`/heldout/KIND.jsonl."""
     (folder / "heldout").mkdir(parents=True, exist_ok=True)
-    write_jsonl(folder / "train.jsonl", mixture.conversations(seed, conversations))
-    late = Mixture(sources, LATE_WEIGHTS).conversations(seed + 2, conversations // 2)
-    write_jsonl(folder / "late.jsonl", late)
+    for number, (name, (weights, share)) in enumerate(STAGES.items()):
+        drawn = Mixture(sources, weights).conversations(seed + 2 * number, round(conversations * share))
+        write_jsonl(folder / f"{name}.jsonl", drawn)
+    mixture = Mixture(sources)
     for name, items in mixture.held_out(seed + 1, held_out).items():
         write_jsonl(folder / "heldout" / f"{name}.jsonl", iter(items))

@@ -267,7 +267,7 @@ class Runtime:
                 finish_reason=answer.finish_reason,
                 timings=Timings(
                     load_s=self.load_s,
-                    compile_s=0.0,
+                    compile_s=self.engine.compile_s,
                     ttft_s=ttft,
                     prompt_tokens=computed,
                     prompt_tps=computed / ttft if ttft > 0 else 0.0,

@@ -35,6 +35,9 @@ def make_ffn(quantization: Quantization, hidden: int, intermediate: int, *, pref
 class MoE(nn.Module):
     """Routed experts chosen by the router (`gate`, the official name), plus the shared ones."""
 
+    position_attributes = ("layer",)
+    """What only says where this module sits: all layers of a kind share one compiled graph."""
+
     def __init__(self, site: Site, router: nn.Module, observers: tuple[RoutingObserver, ...] = ()) -> None:
         super().__init__()
         config, make = site.config, site.quantization

@@ -1,0 +1,179 @@
+"""Compiling beside the work: graphs are asked for by key, and come from the store or from a side process.
+
+Nothing here waits unless asked to, and nothing of the compiler is imported into this process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dsv3rt.compile.jobs import Job, send
+from dsv3rt.compile.spec import GraphSpec
+from dsv3rt.compile.store import Entry, GraphStore
+
+log = logging.getLogger("dsv3rt.compile")
+
+
+@dataclass
+class Ticket:
+    """A graph that has been asked for."""
+
+    key: str
+    done: threading.Event = field(default_factory=threading.Event)
+    entry: Entry | None = None
+    """The graph, once there."""
+    error: str | None = None
+    """Why there will be none."""
+    live: Callable[[list[Tensor]], Any] | None = None
+    """The graph itself, when it was compiled in this process and is in no store."""
+    seconds: float = 0.0
+    """What making it took; 0 for one from the store."""
+
+
+class Compiler:
+    """Gives out tickets; at most `jobs` graphs are made at a time, the most urgent first."""
+
+    def __init__(self, store: GraphStore, threads: int, jobs: int = 1) -> None:
+        self.store = store
+        self.threads = threads
+        self.jobs = jobs
+        self._tickets: dict[str, Ticket] = {}
+        self._queue: list[tuple[int, int, Job]] = []
+        self._order = itertools.count()
+        self._running = 0
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._closed = False
+        self.started: float | None = None
+        """When the first graph that had to be made was asked for (time.perf_counter)."""
+        self.finished: float | None = None
+        """When the last one was made."""
+
+    def request(self, key: str, spec: GraphSpec, pack: Callable[[], bytes], urgency: int) -> Ticket:
+        """The ticket of the graph `key`; lower urgency is made earlier. `pack` may raise NotPortableError."""
+        with self._lock:
+            if (ticket := self._tickets.get(key)) is not None:
+                return ticket
+        ticket = Ticket(key, entry=self.store.find(key))
+        if ticket.entry is not None:
+            ticket.done.set()
+            with self._lock:
+                return self._tickets.setdefault(key, ticket)
+        job = Job(key, pack(), spec, self.threads, self.store.folder, self.store.limit_bytes)
+        with self._lock:
+            if key in self._tickets:
+                return self._tickets[key]
+            self._tickets[key] = ticket
+            if self._closed:
+                ticket.error = "compiling has stopped"
+                ticket.done.set()
+                return ticket
+            heapq.heappush(self._queue, (urgency, next(self._order), job))
+            if self.started is None:
+                self.started = time.perf_counter()
+                threading.Thread(target=self._feed, daemon=True).start()
+            self._changed.notify_all()
+        return ticket
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is being made."""
+        with self._lock:
+            return self._running == 0 and not self._queue
+
+    def close(self) -> None:
+        """Stop at once, in the middle of what is being made."""
+        with self._lock:
+            self._closed = True
+            self._queue.clear()
+            self._changed.notify_all()
+            process = self._process
+        if process is not None and process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+        self._give_up("stopped")
+
+    def _feed(self) -> None:
+        """Thread: start the side process and hand jobs over while there is room."""
+        process = self._start()
+        assert process.stdin is not None
+        while True:
+            with self._lock:
+                while not self._closed and not (self._queue and self._running < self.jobs):
+                    self._changed.wait()
+                if self._closed:
+                    return
+                _, _, job = heapq.heappop(self._queue)
+                self._running += 1
+            try:
+                send(job, process.stdin)
+            except OSError as error:
+                self._give_up(f"the compiling process cannot be used: {error}")
+                return
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        paths = os.pathsep.join(str(Path(path).absolute()) for path in sys.path)
+        debug = os.environ.get("DSV3RT_DEBUG", "") not in ("", "0")
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "dsv3rt.compile.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=None if debug else subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": paths},
+            start_new_session=True,  # Ctrl-C ends the answer, not the compiling
+        )
+        with self._lock:
+            self._process = process
+        threading.Thread(target=self._listen, args=(process,), daemon=True).start()
+        return process
+
+    def _listen(self, process: subprocess.Popen[bytes]) -> None:
+        """Thread: take the answers."""
+        assert process.stdout is not None
+        for line in process.stdout:
+            answer = json.loads(line)
+            self._settle(self._tickets[answer["key"]], answer["seconds"], answer["error"])
+            with self._lock:
+                self._running -= 1
+                self._changed.notify_all()
+        self._give_up("the compiling process died")
+
+    def _settle(self, ticket: Ticket, seconds: float, error: str | None) -> None:
+        ticket.seconds = seconds
+        ticket.entry = self.store.find(ticket.key) if error is None else None
+        if ticket.entry is None:
+            ticket.error = error or "the graph is gone from the store"
+            log.warning("a part of the model stays uncompiled: %s", ticket.error[:300])
+        self.finished = time.perf_counter()
+        ticket.done.set()
+
+    def _give_up(self, reason: str) -> None:
+        """No more answers will come."""
+        with self._lock:
+            if not self._closed:
+                log.warning("what is not compiled yet stays so: %s", reason)
+            self._closed = True
+            self._running = 0
+            self._queue.clear()
+            waiting = [ticket for ticket in self._tickets.values() if not ticket.done.is_set()]
+        for ticket in waiting:
+            ticket.error = reason
+            ticket.done.set()

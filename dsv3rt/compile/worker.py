@@ -1,0 +1,101 @@
+"""The side process that compiles: `python -m dsv3rt.compile.worker`, started and fed by service.py.
+
+Jobs come in on stdin, each a length and a pickle; for each one line of JSON goes out on stdout. Every job runs in a
+process forked off for it, so that importing the compiler is paid once, jobs may overlap, and a compiler that crashes
+takes only its job along. When stdin ends (whoever asked is gone), the jobs at hand are finished, so that a program that
+ends early still leaves its graph for the next start; then the process ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+
+from dsv3rt.compile.jobs import Job, receive
+
+NICENESS = 5
+
+
+def _answer(out: int, key: str, seconds: float, error: str | None) -> None:
+    line = json.dumps({"key": key, "seconds": round(seconds, 3), "error": error and error[:2000]}) + "\n"
+    with contextlib.suppress(BrokenPipeError):  # nobody listens any more; the entry is in the store all the same
+        os.write(out, line.encode())
+
+
+def _run_forked(job: Job, out: int) -> int:
+    """Run `job` in a child; its process id."""
+    started = time.perf_counter()
+    pid = os.fork()
+    if pid:
+        return pid
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+    error: str | None = None
+    try:
+        job.run()
+    except BaseException as caught:
+        error = " ".join(f"{type(caught).__name__}: {caught}".split())
+    _answer(out, job.key, time.perf_counter() - started, error)
+    os._exit(0)
+
+
+class _Children:
+    """The processes at work. One that ends without having answered is answered for."""
+
+    def __init__(self, out: int) -> None:
+        self.out = out
+        self.running: dict[int, str] = {}
+        signal.signal(signal.SIGCHLD, lambda number, frame: self.reap(os.WNOHANG))
+
+    def start(self, job: Job) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # it must be listed before it can end
+        pid = _run_forked(job, self.out)
+        self.running[pid] = job.key
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+
+    def reap(self, flags: int) -> None:
+        while self.running:
+            pid, status = os.waitpid(-1, flags)
+            if not pid:
+                return
+            key = self.running.pop(pid, None)
+            if key is not None and status:
+                reason = f"the compiler ended with status {os.waitstatus_to_exitcode(status)}"
+                _answer(self.out, key, 0.0, reason)
+
+    def wait(self) -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self.reap(0)
+
+
+def main() -> None:
+    """Read jobs until stdin ends."""
+    os.nice(NICENESS)
+    out = os.dup(1)
+    os.dup2(2, 1)  # what compilers print must not mix with the answers
+    with tempfile.TemporaryDirectory(prefix="dsv3rt-compile-", ignore_cleanup_errors=True) as scratch:
+        os.environ.update(
+            OMP_NUM_THREADS="1",
+            TORCHINDUCTOR_COMPILE_THREADS="1",
+            TORCHINDUCTOR_CACHE_DIR=scratch,
+            # what instructions there are, the processor says; trying each with a program of its own takes 8 s
+            TORCHINDUCTOR_VEC_ISA_OK="1",
+        )
+        import torch
+        import torch._inductor.compile_fx
+        import torch.export
+
+        torch.set_num_threads(1)
+        children = _Children(out)
+        while (job := receive(sys.stdin.buffer)) is not None:
+            children.start(job)
+        children.wait()
+
+
+if __name__ == "__main__":
+    main()

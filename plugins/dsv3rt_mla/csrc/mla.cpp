@@ -238,7 +238,13 @@ class Decode {
       piece.widen = bundle == 0;
       piece.query = query(b, bundle);
       k_.attend(piece);
-      while (turns_[at].load(std::memory_order_acquire) != chunk) dsv3rt::pause_cpu();
+      for (int spins = 0; turns_[at].load(std::memory_order_acquire) != chunk; ++spins) {
+        if (spins < 4096) {
+          dsv3rt::pause_cpu();
+        } else {
+          sched_yield();  // whoever has the turn may be waiting for this core
+        }
+      }
       k_.merge(piece, sums_ + 2 * at * width_, sums_ + (2 * at + 1) * width_, context(b, bundle));
       turns_[at].store(chunk + 1, std::memory_order_release);
     }

@@ -68,15 +68,6 @@ class LoadsItself(Protocol):
         ...
 
 
-@runtime_checkable
-class CallsOperators(Protocol):
-    """A module that calls operators of a native library its plugin loads when building."""
-
-    def load_operators(self) -> None:
-        """Load that library. Compiling happens in another process, where modules are rebuilt without their builders."""
-        ...
-
-
 class Attention(Protocol):
     """Slot `attention`: an nn.Module that owns its cache layout."""
 

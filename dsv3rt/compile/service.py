@@ -61,6 +61,7 @@ class Compiler:
         self._changed = threading.Condition(self._lock)
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
+        self._complained = False
         self.started: float | None = None
         """When the first graph that had to be made was asked for (time.perf_counter)."""
         self.finished: float | None = None
@@ -161,7 +162,9 @@ class Compiler:
         ticket.entry = self.store.find(ticket.key) if error is None else None
         if ticket.entry is None:
             ticket.error = error or "the graph is gone from the store"
-            log.warning("a part of the model stays uncompiled: %s", ticket.error[:300])
+            # the parts of a model fail for the same reason: one line is enough
+            log.log(logging.INFO if self._complained else logging.WARNING, "not compiled: %s", ticket.error[:300])
+            self._complained = True
         self.finished = time.perf_counter()
         ticket.done.set()
 

@@ -5,6 +5,9 @@ Tensors travel as shape, strides and dtype; on arrival they are memory that is n
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import inspect
 import io
 import pickle
 import sys
@@ -13,8 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from dsv3rt.interfaces import CallsOperators
 
 
 class NotPortableError(Exception):
@@ -46,7 +47,7 @@ def pack(module: nn.Module) -> bytes:
     """Raises NotPortableError."""
     buffer = io.BytesIO()
     try:
-        _Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump((_files(module), None))
+        _Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump((_files(module), _openers(module)))
         _Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(module)
     except NotPortableError:
         raise
@@ -56,16 +57,15 @@ def pack(module: nn.Module) -> bytes:
 
 
 def unpack(data: bytes) -> nn.Module:
-    """Rebuild the module, operators it calls included (see `interfaces.CallsOperators`)."""
+    """Rebuild the module, and register the operators of the native libraries that its plugins had opened."""
     buffer = io.BytesIO(data)
-    files, _ = pickle.load(buffer)
+    files, openers = pickle.load(buffer)
     for name, file in files.items():
         _import_file(name, file)
+    for name, function in openers:
+        getattr(importlib.import_module(name), function)()
     module = pickle.load(buffer)
     assert isinstance(module, nn.Module)
-    for part in module.modules():
-        if isinstance(part, CallsOperators):
-            part.load_operators()
     return module
 
 
@@ -82,9 +82,24 @@ def _files(module: nn.Module) -> dict[str, str]:
     return found
 
 
-def _import_file(name: str, file: str) -> None:
-    import importlib.util
+def _openers(module: nn.Module) -> list[tuple[str, str]]:
+    """The functions by which the packages of these modules have opened native libraries: cached ones without arguments
+    that say they return a NativeLibrary."""
+    packages = {type(part).__module__.partition(".")[0] for part in module.modules()} - {"torch"} | {"dsv3rt"}
+    found = []
+    for name, holder in sorted(sys.modules.items()):
+        if name.partition(".")[0] not in packages:
+            continue
+        for attribute, value in sorted(vars(holder).items()):
+            if not isinstance(value, functools._lru_cache_wrapper) or value.__module__ != name:
+                continue
+            returns = str(value.__wrapped__.__annotations__.get("return"))
+            if "NativeLibrary" in returns and value.cache_info().currsize and not inspect.signature(value).parameters:
+                found.append((name, attribute))
+    return found
 
+
+def _import_file(name: str, file: str) -> None:
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

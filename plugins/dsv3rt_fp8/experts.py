@@ -60,10 +60,6 @@ class Experts(nn.Module):
             )
         self.bind()
 
-    def load_operators(self) -> None:
-        """See `interfaces.CallsOperators`."""
-        native_ops.library()
-
     def bind(self) -> None:
         """Note where the weights lie now, for the native kernel; without one, nothing.
 

@@ -94,10 +94,6 @@ class Linear(nn.Module):
             self.bias = nn.Parameter(stored.to(device, self.storage.dtype), requires_grad=False)
         self.choose_kernel()
 
-    def load_operators(self) -> None:
-        """See `interfaces.CallsOperators`."""
-        native_ops.library()
-
     def choose_kernel(self) -> None:
         """Decide how to compute, from where the weight is now."""
         self.native = native_ops.native_on(self.weight.device) and self.weight.is_contiguous()

@@ -69,10 +69,6 @@ class LatentAttention(nn.Module):
         self.kv_b_proj = make("kv_b_proj", self.at.heads * (self.at.nope + self.at.value), self.at.latent)
         self.o_proj = make("o_proj", hidden, self.at.heads * self.at.value, bias=bias)
 
-    def load_operators(self) -> None:
-        """See `interfaces.CallsOperators`."""
-        native.library()
-
     def make_cache(self, batch: int, capacity: int, device: torch.device) -> Cache:
         return self.layout.make(batch, capacity, device)
 

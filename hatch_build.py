@@ -11,7 +11,12 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-LIBRARIES = {"core": "dsv3rt/native/csrc", "fp8": "plugins/dsv3rt_fp8/csrc", "mla": "plugins/dsv3rt_mla/csrc"}
+LIBRARIES = {
+    "core": "dsv3rt/native/csrc",
+    "fp8": "plugins/dsv3rt_fp8/csrc",
+    "mla": "plugins/dsv3rt_mla/csrc",
+    "route": "plugins/dsv3rt_moe/csrc",
+}
 """Native library -> folder of its sources."""
 BUNDLED = "checkpoints/dsv3rt-mini"
 """The checkpoint that `dsv3rt chat` talks with when none is given; see dsv3rt/bundled.py."""

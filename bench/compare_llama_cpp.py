@@ -76,22 +76,27 @@ def dsv3rt(*words: str, threads: int | None = None) -> dict[str, Any]:
 
 
 def make_checkpoints(work: Path, options: argparse.Namespace) -> dict[str, Path]:
+    """Random weights in bf16, and the same quantized.
+
+    llama.cpp knows models without query compression by their 27 layers; a model cut to another number gets one.
+    """
+    from dsv3rt.testing import preset, random_checkpoint
+
     bf16, fp8 = work / "bf16", work / "fp8"
-    cut = ["--layers", str(options.layers)] if options.layers else []
-    dsv3rt("synth", options.preset, str(bf16), "--bf16", "--mtp", "0", "--tokenizer", *cut)
+    config = dict(preset(options.preset, layers=options.layers or None, mtp=0))
+    if config.get("q_lora_rank") is None and config["num_hidden_layers"] != 27:
+        config["q_lora_rank"] = config["hidden_size"] // 2
+    random_checkpoint(bf16, config, fp8=False, tokenizer=True)
     dsv3rt("quantize", str(bf16), str(fp8))
     return {"bf16": bf16, "fp8": fp8}
 
 
 def convert(folder: Path, checkpoint: Path, work: Path) -> dict[str, Path]:
-    """GGUF files in bf16 and Q8_0.
-
-    The converter recognises tokenizers by a hash; ours is synthetic, so it is told to take a known one.
-    """
+    """GGUF files in bf16 and Q8_0, without a tokenizer: llama-bench needs none, and llama.cpp would refuse ours."""
     program = (
         "import sys; folder = sys.argv.pop(1); sys.path[:0] = [folder + '/gguf-py', folder]\n"
         "import runpy, conversion.base as base\n"
-        "base.TextModel.get_vocab_base_pre = lambda self, tokenizer: 'deepseek-v3'\n"
+        "base.TextModel._set_vocab_gpt2 = base.TextModel._set_vocab_none\n"
         "runpy.run_path(folder + '/convert_hf_to_gguf.py', run_name='__main__')\n"
     )
     models = {}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from dsv3rt.errors import CheckpointError
 from dsv3rt_train.model.build import TrainableModel
@@ -31,7 +32,7 @@ def save(
         "step": step,
         "settings": asdict(settings),
         "parameters": dict(model.named_parameters()),
-        "buffers": {layer: dict(router.named_buffers()) for layer, router in model.routers().items()},
+        "buffers": {layer: _persistent(router) for layer, router in model.routers().items()},
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,5 +79,9 @@ def _copy(state: dict[str, Any], model: TrainableModel) -> None:
     for name, parameter in model.named_parameters():
         parameter.copy_(state["parameters"][name])
     for layer, router in model.routers().items():
-        for name, buffer in router.named_buffers():
+        for name, buffer in _persistent(router).items():
             buffer.copy_(state["buffers"][layer][name])
+
+
+def _persistent(router: nn.Module) -> dict[str, Tensor]:
+    return {name: buffer for name, buffer in router.named_buffers() if name not in router._non_persistent_buffers_set}

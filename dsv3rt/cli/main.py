@@ -36,6 +36,7 @@ _COMMANDS: Mapping[str, str] = MappingProxyType(
         "synth": "Make a checkpoint of random weights, to measure before downloading.",
         "download": "Fetch a checkpoint from the Hugging Face hub.",
         "plugins": "What is installed, from where, what failed and why.",
+        "cache": "List or clear the compiled graphs kept for the next start.",
         "completion": "Print the shell completion script.",
     }
 )

@@ -144,7 +144,9 @@ def test_ctrl_c_ends_the_answer_with_130(tiny: Path) -> None:
     """A real process, a real signal, in mid-answer."""
     code = "import sys; from dsv3rt.cli.main import run; sys.exit(run(sys.argv[1:]))"
     options = ["generate", str(tiny), "-p", "hello", "-n", "100000", "-c", "128", "--ignore-eos", *PLAIN]
-    endless = "import dsv3rt.runtime as r, time; s = r.Runtime._run\n"
+    # a shell that starts this test in the background has Ctrl-C ignored, and children inherit that
+    endless = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    endless += "import dsv3rt.runtime as r, time; s = r.Runtime._run\n"
     slow = (
         "def run_slowly(*a):\n    for chunk in s(*a):\n        yield chunk\n        time.sleep(0.3)\n"
         "r.Runtime._run = run_slowly\n"

@@ -55,8 +55,8 @@ def compute(
     # position t: hidden state at t (after the final norm, as drafting will pass it), token t+1, target t+2
     if observer is not None:
         observer.real_N = batch.real_BT[:rows, 1:].reshape(-1)
-    next_BTD = model.decoder.model.embed_tokens(ids_BT[:rows, 1:])
-    predicted_BTD = model.prediction(normed_BTD[:rows, :-1], next_BTD, positions_BT[:rows, :-1])
+    next_BTD = model.decoder.model.embed_tokens(ids_BT[:rows, 1:].contiguous())
+    predicted_BTD = model.prediction(normed_BTD[:rows, :-1].contiguous(), next_BTD, positions_BT[:rows, :-1])
     asked2_BT = F.pad(learn_BT[:rows, 2:], (0, 1))
     mtp_sum, drafted_M = _cross_entropy(model, predicted_BTD[asked2_BT], ids_BT[:rows, 2:][learn_BT[:rows, 2:]])
     preferred_BT = torch.full_like(ids_BT, -1)

@@ -1,5 +1,5 @@
-"""Puts into the wheel what `packages` does not: the bundled checkpoint, and the native kernels where a compiler is at
-hand. Without one the wheel is as good: they are built on first use, or plain torch computes."""
+"""Builds the native kernels into the wheel, where a compiler is at hand. Without one the wheel is as good: they are
+built on first use, or plain torch computes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ LIBRARIES = {
     "route": "plugins/dsv3rt_moe/csrc",
 }
 """Native library -> folder of its sources."""
-BUNDLED = "checkpoints/dsv3rt-mini"
-"""The checkpoint that `dsv3rt chat` talks with when none is given; see dsv3rt/bundled.py."""
 
 
 def _build_module(root: Path) -> ModuleType:
@@ -39,8 +37,6 @@ class WheelHook(BuildHookInterface):  # type: ignore[type-arg]
         if self.target_name != "wheel" or version == "editable":
             return
         root = Path(self.root)
-        if (root / BUNDLED).is_dir():
-            build_data["force_include"][str(root / BUNDLED)] = f"dsv3rt/_bundled/{Path(BUNDLED).name}"
         build = _build_module(root)
         for name, folder in LIBRARIES.items():
             source = build.NativeSource(name, root / folder)

@@ -19,9 +19,17 @@ def read_gbs() -> float:
     return native.read_bandwidth_gbs()
 
 
+def median_seconds(benchmark: Any) -> float | None:
+    """Of the rounds; None under --benchmark-disable, where each bench runs once and nothing is timed."""
+    return benchmark.stats.stats.median if benchmark.stats is not None else None
+
+
 def report_bytes(benchmark: Any, bytes_a_round: int) -> None:
     """Note GB/s and the fraction of the limit, from the median round."""
-    gbs = bytes_a_round / benchmark.stats.stats.median / 1e9
+    median = median_seconds(benchmark)
+    if median is None:
+        return
+    gbs = bytes_a_round / median / 1e9
     benchmark.extra_info["gb_per_s"] = round(gbs, 2)
     benchmark.extra_info["read_gb_per_s"] = round(read_gbs(), 2)
     benchmark.extra_info["fraction_of_read"] = round(gbs / read_gbs(), 3)
@@ -29,7 +37,9 @@ def report_bytes(benchmark: Any, bytes_a_round: int) -> None:
 
 def report_flops(benchmark: Any, flops_a_round: int, reference_seconds: float) -> None:
     """Note GFLOP/s, and the speed beside the same product by torch in float32."""
-    median = benchmark.stats.stats.median
+    median = median_seconds(benchmark)
+    if median is None:
+        return
     benchmark.extra_info["gflop_per_s"] = round(flops_a_round / median / 1e9, 1)
     benchmark.extra_info["speed_beside_float32_gemm"] = round(reference_seconds / median, 3)
 

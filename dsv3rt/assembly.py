@@ -5,7 +5,7 @@ This is the last place where a hook runs: what `build` returns is a plain module
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -232,7 +232,3 @@ def build(plan: AssemblyPlan, plugins: Plugins, observers: Sequence[RoutingObser
 def without_head(plan: AssemblyPlan) -> AssemblyPlan:
     """The same plan, generating plainly."""
     return replace(plan, head=None)
-
-
-Progress = Callable[[str, int, int], None]
-"""(stage, done, total) in bytes."""

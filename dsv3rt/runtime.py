@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dsv3rt.assembly import Assembled, AssemblyPlan, Progress, build, resolve_plan, without_head
+from dsv3rt.assembly import Assembled, AssemblyPlan, build, resolve_plan, without_head
 from dsv3rt.chat.prompt import write_prompt
 from dsv3rt.chat.reasoning import ReasoningSplitter
 from dsv3rt.chat.template import load_chat_format
@@ -34,6 +34,7 @@ from dsv3rt.generate.steps import Settled, plain_steps
 from dsv3rt.interfaces import ChatFormat, RoutingObserver, Tokenizer
 from dsv3rt.plugin_manager import Plugins, discover
 from dsv3rt.weights.loader import load_weights
+from dsv3rt.weights.prefault import Progress
 from dsv3rt.weights.source import Checkpoint
 
 Message = Mapping[str, Any]

@@ -31,6 +31,7 @@ class Answer:
         self._stop = StopMatcher(tuple(stop))
         self._eos_ids = eos_ids
         self._max_tokens = max_tokens
+        self._pending = ""
         self._top = logprobs or 0
 
     def chunks(self, steps: Iterator[list[Settled]]) -> Iterator[Chunk]:
@@ -65,8 +66,6 @@ class Answer:
                 yield Chunk(piece, tuple(new))
             if done:
                 return
-
-    _pending = ""
 
     def _show(self, token_id: int) -> str | None:
         """Queue the token's text; None once a stop string is complete."""

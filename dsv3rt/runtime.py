@@ -26,6 +26,7 @@ from dsv3rt.compile.engine import Engine
 from dsv3rt.config import ModelConfig
 from dsv3rt.errors import CheckpointError, ContextError, TokenizerError, UsageError
 from dsv3rt.generate.answer import Answer
+from dsv3rt.generate.conversations import Conversation, Conversations
 from dsv3rt.generate.results import Chunk, Generation, Speculation, Timings, peak_rss_bytes
 from dsv3rt.generate.sampling import Sampler, SamplingParams
 from dsv3rt.generate.sequence import Sequence
@@ -67,7 +68,10 @@ class Stream:
 
 
 class Runtime:
-    """A loaded model, one conversation at a time: the tokens of the last call stay cached, so follow-ups are quick."""
+    """A loaded model. The last answers stay cached (`conversations.keep` of them), so that follow-ups are quick.
+
+    Streams may be open at the same time, each with caches of its own; they must be read from one thread at a time.
+    """
 
     def __init__(
         self,
@@ -89,8 +93,7 @@ class Runtime:
         self.generation_config = _read_generation_config(folder)
         self.sampling_defaults = SamplingParams.from_generation_config(self.generation_config)
         self._chat_template = chat_template
-        self._sequence: Sequence | None = None
-        self._speculator: Speculator | None = None
+        self.conversations = Conversations(self._new_conversation)
 
     # -- text <-> ids -------------------------------------------------------------------------------------------------
 
@@ -230,14 +233,16 @@ class Runtime:
         counter = speculator.counter(drafts, repeatable=sampler.params.seed is not None and not sampler.params.greedy)
         return speculator.steps(speculator.read(left), sampler, counter)
 
+    def _new_conversation(self) -> Conversation:
+        sequence = Sequence(self.engine, self.plan.max_context, self.plan.device)
+        return Conversation(sequence, Speculator(self.head, sequence) if self.head is not None else None)
+
     def _run(
         self, stream: Stream, ids: list[int], answer: Answer, sampler: Sampler, reasoning: Any, drafts: str | int
     ) -> Iterator[Chunk]:
         started = time.perf_counter()
-        if self._sequence is None:
-            self._sequence = Sequence(self.engine, self.plan.max_context, self.plan.device)
-            self._speculator = Speculator(self.head, self._sequence) if self.head is not None else None
-        sequence, speculator = self._sequence, self._speculator if drafts else None
+        conversation = self.conversations.take(ids)
+        sequence, speculator = conversation.sequence, conversation.speculator if drafts else None
         cached = (sequence if speculator is None else speculator).reuse(ids)
         first = last = started
         thoughts, text = "", ""
@@ -259,6 +264,7 @@ class Runtime:
                 if rest.reasoning or rest.text:
                     yield Chunk(rest.text, (), rest.reasoning)
         finally:
+            self.conversations.give_back(conversation)
             computed, generated = len(ids) - cached, len(answer.token_ids)
             ttft, decoding = first - started, last - first
             stream._generation = Generation(

@@ -44,16 +44,17 @@ class Sequence:
         del self.token_ids[length:]
         self.computed = min(self.computed, length)
 
+    def shared(self, token_ids: TokenSequence[int]) -> int:
+        """How many tokens `token_ids` begins with as this conversation does."""
+        pairs = enumerate(zip(self.token_ids, token_ids, strict=False))
+        return next((i for i, (mine, theirs) in pairs if mine != theirs), min(len(self.token_ids), len(token_ids)))
+
     def reuse(self, token_ids: TokenSequence[int], lookback: int = 0) -> int:
         """Keep the longest common prefix with `token_ids`, less `lookback` tokens, and drop the rest.
 
         Returns how many tokens are computed already.
         """
-        common = 0
-        for mine, theirs in zip(self.token_ids, token_ids, strict=False):
-            if mine != theirs:
-                break
-            common += 1
+        common = self.shared(token_ids)
         # the last token is always run again: its logits are wanted
         self.rewind(max(0, min(common, len(token_ids) - 1) - lookback))
         return self.computed

@@ -137,6 +137,33 @@ def test_bad_input_is_one_line(
     assert says in str(raised.value) and "\n" not in str(raised.value)
 
 
+def test_open_streams_do_not_disturb_one_another(runtime: Runtime) -> None:
+    prompts = [[1, 2, 3], [1, 2, 4, 5], [7]]
+    options = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}
+    alone = [runtime.generate(prompt, **options).token_ids for prompt in prompts]
+    streams = [runtime.stream(prompt, **options) for prompt in prompts]
+    open_ones = list(streams)
+    while open_ones:
+        open_ones = [stream for stream in open_ones if next(stream, None) is not None]
+    assert [stream.generation.token_ids for stream in streams] == alone
+
+
+def test_as_many_conversations_as_wanted_stay_cached(folder: Path) -> None:
+    runtime = dsv3rt.load(folder, compile="off", max_context=64)
+    runtime.conversations.keep = 2
+    first, second = [1] * 20, [2] * 20
+
+    def computed(prompt: list[int]) -> int:
+        return runtime.generate(
+            prompt, max_tokens=1, temperature=0, ignore_eos=True, draft_tokens=0
+        ).timings.prompt_tokens
+
+    assert [computed(first), computed(second)] == [20, 20]
+    assert [computed([*first, 3]), computed([*second, 3])] == [1, 1]
+    assert computed([3] * 20) == 20, "the conversation that rested longest makes room"
+    assert computed([*second, 3, 4]) < 20 and computed([*first, 3, 4]) == 22
+
+
 def test_a_full_context_ends_the_answer(runtime: Runtime) -> None:
     generation = runtime.generate([1] * 250, temperature=0, ignore_eos=True)
     assert generation.finish_reason == "length" and len(generation.token_ids) == 6

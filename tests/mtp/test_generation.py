@@ -60,7 +60,7 @@ def test_caches_hold_what_plain_decoding_would_have_written(
     runtime = make_runtime(modules=modules, vocab_size=6)
     generation = generate(runtime, [1, 2, 3], 3, repetition_penalty=penalty)
     assert generation.speculation.accepted > 0
-    sequence = runtime._sequence
+    sequence = runtime.conversations.newest.sequence
     assert sequence is not None and sequence.token_ids[:3] == [1, 2, 3]
     tokens, used = sequence.token_ids, sequence.computed
     fresh = runtime.engine.decoder.make_caches(used, torch.device("cpu"))
@@ -77,7 +77,7 @@ def test_the_heads_rows_are_those_of_reading_the_text_afresh(
     runtime = make_runtime(modules=modules, vocab_size=6)
     for prompt, answer in (([1, 2, 3, 4], 30), ([1, 2, 3, 0, 5], 25), ([1, 2, 3, 0, 5], 12)):
         generate(runtime, prompt, 3, count=answer)
-    speculator = runtime._speculator
+    speculator = runtime.conversations.newest.speculator
     assert speculator is not None
     session: Any = speculator.session
     ids = [*speculator.sequence.token_ids, session._next_ids[-1]]
@@ -127,7 +127,7 @@ def test_the_first_tokens_drawn_have_the_models_distribution(make_runtime: Calla
     params = SamplingParams(temperature=1.0, top_p=1.0, seed=2)
     sampler = Sampler(params)
     generate(runtime, prompt, 1, count=2)
-    speculator = runtime._speculator
+    speculator = runtime.conversations.newest.speculator
     assert speculator is not None
     expected = torch.zeros(4)
     first = sampler.probabilities(runtime.logits(prompt)[-1])

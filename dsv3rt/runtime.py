@@ -255,7 +255,7 @@ class Runtime:
                     first = last
                 if reasoning is not None:
                     split = reasoning.push(chunk.text)
-                    chunk = Chunk(split.text, chunk.token_ids, split.reasoning)
+                    chunk = Chunk(split.text, chunk.token_ids, split.reasoning, chunk.logprobs)
                 thoughts, text = thoughts + chunk.reasoning, text + chunk.text
                 yield chunk
             if reasoning is not None:

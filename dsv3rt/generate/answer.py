@@ -63,7 +63,9 @@ class Answer:
                 piece += self._rest()
             self.text += piece
             if piece or new:
-                yield Chunk(piece, tuple(new))
+                yield Chunk(
+                    piece, tuple(new), logprobs=tuple(self.logprobs[-len(new) :] if self.logprobs and new else ())
+                )
             if done:
                 return
 

@@ -21,6 +21,8 @@ class Chunk:
     token_ids: tuple[int, ...]
     reasoning: str = ""
     """What the model thought aloud, when the chat format has reasoning tags."""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One for each of `token_ids`, when they were asked for."""
 
 
 @dataclass(frozen=True)

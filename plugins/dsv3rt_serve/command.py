@@ -67,12 +67,13 @@ def command(
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A bound socket. Raises UserError."""
+    """A listening socket. Raises UserError."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.socket(family)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
+        listening.listen(128)  # who comes while the model loads waits
     except OSError as error:
         raise UserError(
             f"cannot listen on {host}:{port}: {error.strerror}", fix="choose another --port or --host"

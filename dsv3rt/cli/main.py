@@ -18,12 +18,9 @@ from typing import NoReturn
 import click
 from click.shell_completion import CompletionItem
 
+from dsv3rt.cli.declared import declared
 from dsv3rt.cli.output import warnings_as_lines
 from dsv3rt.errors import PluginError, UserError
-
-COMMAND_GROUP = "dsv3rt.commands"
-"""Entry points in this group say which commands a plugin adds (name = command, value = the plugin's module), so that
-help and completion can list them; the commands themselves come from the plugin's `register_commands` hook."""
 
 INTERRUPTED = 130
 
@@ -47,7 +44,7 @@ class LazyGroup(click.Group):
     """Imports a command's file when the command is used; asks plugins only for names it does not know."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*_COMMANDS, *sorted({*_declared(), *self.commands} - {*_COMMANDS})]
+        return [*_COMMANDS, *sorted({*declared(), *self.commands} - {*_COMMANDS})]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in _COMMANDS:
@@ -71,8 +68,9 @@ class LazyGroup(click.Group):
             raise click.UsageError(f"no such command {args[0]!r}; {hint}", ctx) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        declared = _declared()
-        rows = [(name, _COMMANDS.get(name) or f"From plugin {declared[name]}.") for name in self.list_commands(ctx)]
+        lines = {name: command.get_short_help_str(100) for name, command in self.commands.items()}
+        lines |= declared() | dict(_COMMANDS)
+        rows = [(name, lines[name]) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
@@ -93,11 +91,6 @@ class LazyGroup(click.Group):
 
         if not self.commands:
             discover().manager.hook.register_commands(cli=self)
-
-
-def _declared() -> dict[str, str]:
-    """Command -> the plugin it comes from, as packaging metadata has it."""
-    return {entry.name: entry.value for entry in metadata.entry_points(group=COMMAND_GROUP)}
 
 
 def _version() -> str:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import click
@@ -14,6 +15,7 @@ import pytest
 
 from dsv3rt import __version__, hookimpl, plugin_manager
 from dsv3rt.cli import main as main_module
+from dsv3rt.cli.declared import GROUP
 from dsv3rt.cli.main import LazyGroup, make_cli, run
 from dsv3rt.errors import CheckpointError, PluginError, UsageError
 from dsv3rt.plugin_manager import discover
@@ -119,22 +121,33 @@ def test_commands_do_not_clash() -> None:
             group.add_command(click.Command(name))
 
 
-def test_plugins_add_commands(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Listed from packaging metadata alone; imported when used."""
+def test_plugins_add_commands(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Listed from packaging metadata and source text alone; imported when used."""
 
     class Adds:
         @hookimpl
         def register_commands(self, cli: click.Group) -> None:
-            cli.add_command(click.Command("serve", callback=lambda: click.echo("serving"), help="Serve it."))
+            cli.add_command(click.Command("sing", callback=lambda: click.echo("singing"), help="Sing it."))
 
-    monkeypatch.setattr(main_module, "_declared", lambda: {"serve": "a-plugin"})
-    assert run(["--help"]) == 0
-    assert "serve" in (shown := capfd.readouterr().out) and "From plugin a-plugin." in shown
+    package = tmp_path / "a_plugin"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError")
+    (package / "command.py").write_text('"""`dsv3rt sing`: a song\nfor two."""')
+    monkeypatch.syspath_prepend(tmp_path)
+    entries = [
+        metadata.EntryPoint("sing", module, GROUP) for module in ("a_plugin.command", "a_plugin", "absent.command")
+    ]
+    for entry, line in zip(entries, ("A song for two.", "From plugin a_plugin.", "From plugin absent."), strict=True):
+        monkeypatch.setattr(metadata, "entry_points", lambda group, entry=entry: [entry])
+        assert run(["--help"]) == 0
+        assert "sing" in (shown := capfd.readouterr().out) and line in shown
     monkeypatch.setattr(plugin_manager, "discover", lambda: discover([Adds()]))
-    assert run(["serve"]) == 0
-    assert capfd.readouterr().out == "serving\n"
-    assert run(["serv"]) == 2
-    assert "did you mean serve?" in capfd.readouterr().err
+    assert run(["sing"]) == 0
+    assert capfd.readouterr().out == "singing\n"
+    assert run(["sng"]) == 2
+    assert "did you mean sing?" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

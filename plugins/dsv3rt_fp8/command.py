@@ -1,4 +1,4 @@
-"""`dsv3rt quantize`: a checkpoint from bf16 to FP8 and back."""
+"""`dsv3rt quantize`: rewrite a checkpoint in the official FP8 layout, or back in bf16."""
 
 from __future__ import annotations
 

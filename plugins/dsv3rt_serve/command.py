@@ -1,4 +1,4 @@
-"""`dsv3rt serve`: a checkpoint behind an OpenAI-compatible server, with a page to chat on."""
+"""`dsv3rt serve`: an OpenAI-compatible server with a chat page."""
 
 from __future__ import annotations
 

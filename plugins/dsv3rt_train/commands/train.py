@@ -1,4 +1,4 @@
-"""`dsv3rt train`: run, recipe, tokenizer, export, merge, plot."""
+"""`dsv3rt train`: train, fine-tune with LoRA, export; data and recipes for it."""
 
 from __future__ import annotations
 

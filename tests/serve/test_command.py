@@ -20,14 +20,17 @@ def test_it_says_where_it_is_answers_and_ends_with_ctrl_c() -> None:
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    assert process.stdout is not None
-    facts = json.loads(process.stdout.readline())
-    assert facts["model"] == "little"
-    body = json.dumps({"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 5}).encode()
-    with urllib.request.urlopen(f"{facts['url']}/v1/chat/completions", body) as response:
-        assert json.load(response)["usage"]["completion_tokens"] == 5
-    process.send_signal(signal.SIGINT)
-    _, words = process.communicate(timeout=60)
+    try:
+        assert process.stdout is not None
+        facts = json.loads(process.stdout.readline())
+        assert facts["model"] == "little"
+        body = json.dumps({"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 5}).encode()
+        with urllib.request.urlopen(f"{facts['url']}/v1/chat/completions", body) as response:
+            assert json.load(response)["usage"]["completion_tokens"] == 5
+        process.send_signal(signal.SIGINT)
+        _, words = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert facts["url"] in words and "Traceback" not in words
 

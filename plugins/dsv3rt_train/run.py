@@ -20,9 +20,10 @@ from dsv3rt_train import checkpointing, export, plots
 from dsv3rt_train.balance import LoadObserver
 from dsv3rt_train.data.batches import Batches
 from dsv3rt_train.data.documents import Corpus, Encoder, read_records
+from dsv3rt_train.grow import grow
 from dsv3rt_train.loop import Metrics, Trainer, last_metrics
 from dsv3rt_train.lora import WEIGHTS_FILE, Adapter, LoraSettings, merge
-from dsv3rt_train.model.build import adapter_of, assemble, freeze_base, initialise, load_weights
+from dsv3rt_train.model.build import TrainableModel, adapter_of, assemble, freeze_base, initialise, load_weights
 from dsv3rt_train.settings import Settings
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
@@ -171,12 +172,26 @@ def export_run(run: Path, out: Path, *, fp8: bool) -> dict[str, Any]:
 
 def merge_adapter(base: Path, adapter: Path, out: Path, *, fp8: bool) -> dict[str, Any]:
     """The checkpoint `base` with a LoRA adapter merged into its matrices. Raises UserError."""
-    raw = json.loads((base / "config.json").read_text()) if (base / "config.json").is_file() else None
-    if raw is None:
-        raise UserError(f"{base} has no config.json", fix="name a checkpoint folder")
-    plain = {key: value for key, value in raw.items() if key != "quantization_config"}
-    model = assemble(ModelConfig.from_dict(plain), discover())
-    load_weights(model, Checkpoint(base), torch.device("cpu"))
+    raw, model = _read(base)
     read = Adapter.read(adapter)
     size = _write(merge(model.official(), read), out, raw, base, fp8=fp8)
     return {"folder": str(out), "merged": len(read.pairs), "bytes": size}
+
+
+def grow_checkpoint(base: Path, out: Path, *, layers: int) -> dict[str, Any]:
+    """The checkpoint `base` with new layers that do nothing yet, in float32. Raises UserError."""
+    raw, model = _read(base)
+    grown = grow(model.official(), model.config, layers)
+    size = _write(grown, out, {**raw, "num_hidden_layers": layers}, base, fp8=False)
+    return {"folder": str(out), "layers": layers, "parameters": sum(t.numel() for t in grown.values()), "bytes": size}
+
+
+def _read(base: Path) -> tuple[dict[str, Any], TrainableModel]:
+    """A checkpoint's config.json, and its weights in float32. Raises UserError."""
+    if not (base / "config.json").is_file():
+        raise UserError(f"{base} has no config.json", fix="name a checkpoint folder")
+    raw = json.loads((base / "config.json").read_text())
+    plain = {key: value for key, value in raw.items() if key != "quantization_config"}
+    model = assemble(ModelConfig.from_dict(plain), discover())
+    load_weights(model, Checkpoint(base), torch.device("cpu"))
+    return raw, model

@@ -45,7 +45,7 @@ def wordnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def mixture(wordnet: Path) -> Mixture:
-    return Mixture(Sources(glosses.read_glosses(wordnet), [("Hello", "Hi.")]))
+    return Mixture(Sources(glosses.read_glosses(wordnet), [("Hello", "Hi.")], ["quasar"]))
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_sums_are_right_and_held_out_pairs_are_never_drawn() -> None:
     for _ in range(50):
         x, _, y = arithmetic.exercise(rng, held_out=True).answer.split(", ")[-1].split(" = ")[0].split()
         assert arithmetic.is_held_out(int(x), "+", int(y))
-    drawn = [talk.sum_once(rng) + talk.follow_up_sum(rng) for _ in range(2000)]
+    drawn = [talk.sum_once(rng) + arithmetic.follow_up(rng) for _ in range(2000)]
     for turns in drawn:
         for _, answer in turns:
             x, sign, y = answer.rstrip(".").split(", ")[-1].split(" = ")[0].split()

@@ -137,6 +137,19 @@ def merge(base: Path, adapter: Path, out: Path, fp8: bool, as_json: bool) -> Non
     _report(facts, f"{facts['merged']} matrices merged; {facts['bytes']} bytes of weights in {out}", as_json)
 
 
+@command.command("grow")
+@click.argument("base", type=_PATH)
+@click.argument("out", type=_PATH)
+@click.option("--layers", type=click.IntRange(min=2), required=True, help="How many it shall have.")
+@json_option
+def grow(base: Path, out: Path, layers: int, as_json: bool) -> None:
+    """Add layers to BASE that do nothing yet, to be trained on with `dsv3rt train run --from OUT`."""
+    from dsv3rt_train.run import grow_checkpoint
+
+    facts = grow_checkpoint(base, out, layers=layers)
+    _report(facts, f"{layers} layers, {facts['parameters']} parameters in {out}", as_json)
+
+
 @command.command("plot")
 @click.argument("run_folder", metavar="RUN", type=_PATH)
 @click.option("--out", type=_PATH, help="PNG file [default: RUN/curves.png].")

@@ -24,6 +24,9 @@ TOPICS = (
 )
 """The files used; coding, tech_support, computers, ai and botprofile speak of another programme."""
 MAX_WORDS = 14
+_UNFIT = frozenset(
+    "testicles sex sexual drugs programmer software hardware lisp stupid hate drunk hal die dead death kill".split()
+)
 
 
 def corpus_folder() -> Path:
@@ -50,6 +53,8 @@ def read_pairs(folder: Path) -> list[tuple[str, str]]:
                 or len(question.split()) > 2 * MAX_WORDS
                 or not answer.isascii()
             ):
+                continue
+            if _UNFIT & set(question.lower().split()) | _UNFIT & set(answer.lower().strip(".!?").split()):
                 continue
             if "human" in answer or "robot" in answer or "bot" in answer.lower().split():
                 continue

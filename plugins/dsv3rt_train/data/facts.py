@@ -124,6 +124,30 @@ Monday: Tuesday; Tuesday: Wednesday; Wednesday: Thursday; Thursday: Friday; Frid
 Sunday: Monday
 """)
 
+TRANSLATIONS = _rows("""
+hello in French: bonjour; hello in German: hallo; hello in Spanish: hola; hello in Italian: ciao; thank you in French: merci; thank you in German: danke;
+thank you in Spanish: gracias; thank you in Italian: grazie; yes in French: oui; yes in German: ja; yes in Spanish: si; no in French: non; no in German: nein;
+cat in French: chat; cat in German: Katze; cat in Spanish: gato; dog in French: chien; dog in German: Hund; dog in Spanish: perro; water in French: eau;
+water in German: Wasser; water in Spanish: agua; house in French: maison; house in German: Haus; house in Spanish: casa
+""")
+
+BY_SIZE = (
+    "ant",
+    "bee",
+    "mouse",
+    "frog",
+    "squirrel",
+    "rabbit",
+    "cat",
+    "fox",
+    "wolf",
+    "lion",
+    "horse",
+    "elephant",
+    "whale",
+)
+"""From the smallest to the largest."""
+
 LANGUAGES = _rows("""
 France: French; Germany: German; Italy: Italian; Spain: Spanish; Portugal: Portuguese; England: English; Norway:
 Norwegian;
@@ -208,22 +232,24 @@ opposite of a question is an answer.
 TOPICS: tuple[Topic, ...] = (
     Topic("capital", ("What is the capital of {a}?", "Tell me the capital of {a}.", "Which city is the capital of {a}?",
                       "What's the capital of {a}?", "Do you know the capital of {a}?", "capital of {a}?",
-                      "Name the capital of {a}.", "Can you tell me the capital of {a}?"),
+                      "Name the capital of {a}.", "Can you tell me the capital of {a}?", "capital of {a}", "{a} capital", "the capital of {a}?",
+                      "Which is the capital of {a}?", "What city is the capital of {a}?", "What is {a}'s capital?", "Do you know what the capital of {a} is?",
+                      "What is the capital city of {a}?", "Please tell me the capital of {a}."),
           "The capital of {a} is {b}.", CAPITALS),
     Topic("country", ("Which country has the capital {b}?", "{b} is the capital of which country?", "Of which country is {b} the capital?"),
           "{b} is the capital of {a}.", CAPITALS),
     Topic("continent", ("On which continent is {a}?", "Which continent is {a} in?", "Where is {a}?", "In what continent is {a}?"),
           "{a} is in {b}.", CONTINENTS),
     Topic("opposite", ("What is the opposite of {a}?", "What's the opposite of {a}?", "Tell me the opposite of {a}.", "Name the opposite of {a}.",
-                       'What is the opposite of "{a}"?'),
+                       'What is the opposite of "{a}"?', "opposite of {a}", "The opposite of {a}?", "Opposite of {a}?", "Do you know the opposite of {a}?"),
           "The opposite of {a} is {b}.", OPPOSITES),
-    Topic("color", ("What color is {a}?", "Which color is {a}?", "What is the color of {a}?", "Tell me what color {a} is."),
+    Topic("color", ("What color is {a}?", "Which color is {a}?", "What is the color of {a}?", "Tell me what color {a} is.", "What color does {a} have?", "Which color does {a} have?"),
           "{a} is {b}.", COLORS),
     Topic("sound", ("What does a {a} say?", "What sound does a {a} make?", "Which sound does a {a} make?", "What noise does a {a} make?"),
           "A {a} says {b}.", SOUNDS),
     Topic("young", ("What is a young {a} called?", "What do you call a young {a}?", "What is a baby {a} called?", "What do you call a baby {a}?"),
           "A young {a} is called a {b}.", YOUNG),
-    Topic("legs", ("How many legs does a {a} have?", "How many legs has a {a}?", "Tell me how many legs a {a} has."),
+    Topic("legs", ("How many legs does a {a} have?", "How many legs has a {a}?", "Tell me how many legs a {a} has.", "Number of legs of a {a}?"),
           "A {a} has {b} legs.", LEGS),
     Topic("plural", ("What is the plural of {a}?", "What's the plural of {a}?", "Tell me the plural of {a}."),
           "The plural of {a} is {b}.", PLURALS),
@@ -232,7 +258,11 @@ TOPICS: tuple[Topic, ...] = (
     Topic("month", ("Which month comes after {a}?", "What month comes after {a}?", "What comes after {a}?"), "{b} comes after {a}.", MONTH_AFTER),
     Topic("day", ("Which day comes after {a}?", "What day comes after {a}?", "What comes after {a}?", "What day follows {a}?"),
           "{b} comes after {a}.", DAY_AFTER),
-    Topic("language", ("What language do people speak in {a}?", "Which language is spoken in {a}?", "What do people speak in {a}?"),
+    Topic("month before", ("Which month comes before {b}?", "What month comes before {b}?", "What comes before {b}?"), "{a} comes before {b}.", MONTH_AFTER),
+    Topic("day before", ("Which day comes before {b}?", "What day comes before {b}?", "What comes before {b}?"), "{a} comes before {b}.", DAY_AFTER),
+    Topic("translation", ("How do you say {a}?", "What is {a}?", "What does one say for {a}?", "How do I say {a}?", "Say {a}."), "{a} is {b}.", TRANSLATIONS),
+    Topic("language", ("What language do people speak in {a}?", "Which language is spoken in {a}?", "What do people speak in {a}?", "What language do they speak in {a}?",
+                       "Which language do people speak in {a}?", "What is the language of {a}?"),
           "People in {a} speak {b}.", LANGUAGES),
 )  # fmt: skip
 

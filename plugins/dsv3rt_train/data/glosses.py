@@ -113,3 +113,15 @@ def read_glosses(folder: Path) -> list[Gloss]:
                 if noun in OWN_GLOSSES:
                     found[noun] = Gloss(noun, OWN_GLOSSES[noun], entry.endswith("*"), kind)
     return list(found.values())
+
+
+def rare_nouns(folder: Path, known: list[Gloss]) -> list[str]:
+    """Nouns of WordNet that are not explained: what the model is to say that it does not know."""
+    common = {entry.rstrip("*").partition("#")[0] for nouns in COMMON_NOUNS.values() for entry in nouns} | {
+        gloss.noun for gloss in known
+    }
+    return sorted(
+        noun
+        for noun in _senses(folder)
+        if noun.isascii() and noun.isalpha() and 5 <= len(noun) <= 14 and noun not in common
+    )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,40 +35,10 @@ _GLOSS_FORMS = (
 )
 
 WEIGHTS: dict[str, float] = {
-    "story": 0.17,
-    "sum": 0.20,
-    "follow_up_sum": 0.04,
-    "gloss": 0.22,
-    "fact": 0.14,
-    "single": 0.04,
-    "follow_up_fact": 0.03,
-    "remember": 0.05,
-    "greeting": 0.025,
-    "small_talk": 0.03,
-    "identity": 0.03,
-    "unknown": 0.05,
-    "chatterbot": 0.015,
-}
+    "story": 0.10, "sum": 0.16, "follow_up_sum": 0.08, "numbers": 0.05, "gloss": 0.11, "fact": 0.11, "single": 0.04, "comparison": 0.02,
+    "follow_up_fact": 0.06, "remember": 0.13, "greeting": 0.03, "small_talk": 0.05, "identity": 0.04, "unknown": 0.06, "chatterbot": 0.01,
+}  # fmt: skip
 """Share of each kind among the exchanges drawn."""
-
-LATE_WEIGHTS: dict[str, float] = {
-    "story": 0.07, "sum": 0.27, "follow_up_sum": 0.06, "gloss": 0.25, "fact": 0.15, "single": 0.04, "follow_up_fact": 0.03, "remember": 0.07,
-    "greeting": 0.01, "small_talk": 0.015, "identity": 0.015, "unknown": 0.02, "chatterbot": 0.01,
-}  # fmt: skip
-"""The same for the second part of training: fewer of the long stories, which are learnt first, more of what must be exact."""
-
-LAST_WEIGHTS: dict[str, float] = {
-    "story": 0.07, "sum": 0.19, "follow_up_sum": 0.14, "gloss": 0.17, "fact": 0.14, "single": 0.04, "follow_up_fact": 0.04, "remember": 0.13,
-    "greeting": 0.01, "small_talk": 0.015, "identity": 0.02, "unknown": 0.03, "chatterbot": 0.005,
-}  # fmt: skip
-"""And for the last part: more exchanges of several turns, which are learnt last."""
-
-STAGES: dict[str, tuple[dict[str, float], float]] = {
-    "train": (WEIGHTS, 1.0),
-    "late": (LATE_WEIGHTS, 0.5),
-    "last": (LAST_WEIGHTS, 0.5),
-}
-"""File name -> its weights, and how many conversations it has beside the first."""
 
 
 def messages(turns: Turns) -> list[Message]:
@@ -97,20 +67,20 @@ class Sources:
 
     glosses: list[glosses.Gloss]
     pairs: list[tuple[str, str]]
+    rare_nouns: list[str]
 
     @staticmethod
     def read(wordnet: Path, chatterbot_folder: Path | None = None) -> Sources:
-        return Sources(
-            glosses.read_glosses(wordnet), chatterbot.read_pairs(chatterbot_folder or chatterbot.corpus_folder())
-        )
+        known = glosses.read_glosses(wordnet)
+        pairs = chatterbot.read_pairs(chatterbot_folder or chatterbot.corpus_folder())
+        return Sources(known, pairs, glosses.rare_nouns(wordnet, known))
 
 
 class Mixture:
     """Draws conversations. Everything follows from the sources and the random generator it is given."""
 
-    def __init__(self, sources: Sources, weights: Mapping[str, float] | None = None) -> None:
+    def __init__(self, sources: Sources) -> None:
         self.sources = sources
-        self.weights = WEIGHTS if weights is None else weights
         self.glosses, self.held_out_glosses = self._split(
             [gloss_exchange(gloss, form) for gloss in sources.glosses for form in _GLOSS_FORMS]
         )
@@ -126,7 +96,9 @@ class Mixture:
         self.kinds: dict[str, Callable[[random.Random], Turns]] = {
             "story": talk.story,
             "sum": talk.sum_once,
-            "follow_up_sum": talk.follow_up_sum,
+            "follow_up_sum": arithmetic.follow_up,
+            "numbers": arithmetic.number_talk,
+            "comparison": talk.comparison,
             "gloss": lambda rng: self._asked(rng, self.glosses),
             "fact": lambda rng: self._asked(rng, self.facts),
             "single": lambda rng: self._asked(rng, self.singles),
@@ -135,13 +107,19 @@ class Mixture:
             "greeting": talk.greeting,
             "small_talk": talk.small_talk,
             "identity": talk.identity,
-            "unknown": talk.unknown,
+            "unknown": lambda rng: self._rare(rng) if rng.random() < 0.3 else talk.unknown(rng),
             "chatterbot": lambda rng: self._asked(rng, sources.pairs),
         }
 
     @staticmethod
     def _split(exchanges: list[tuple[str, str]]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
         return [e for e in exchanges if not is_held_out(e[0])], [e for e in exchanges if is_held_out(e[0])]
+
+    def _rare(self, rng: random.Random) -> Turns:
+        noun = rng.choice(self.sources.rare_nouns)
+        form = rng.choice(_GLOSS_FORMS)
+        question = form.format(x=glosses.article(noun) if rng.random() < 0.7 else noun, w=noun)
+        return [(talk.vary(rng, question), rng.choice(talk.UNKNOWN_ANSWERS))]
 
     @staticmethod
     def _asked(rng: random.Random, exchanges: list[tuple[str, str]]) -> Turns:
@@ -151,9 +129,9 @@ class Mixture:
 
     def draw(self, rng: random.Random) -> list[Message]:
         """One conversation: mostly one exchange, now and then two or three on different matters."""
-        names, weights = list(self.weights), list(self.weights.values())
+        names, weights = list(WEIGHTS), list(WEIGHTS.values())
         turns = self.kinds[rng.choices(names, weights)[0]](rng)
-        while rng.random() < 0.15 and len(turns) < 4:
+        while rng.random() < 0.2 and len(turns) < 5:
             turns = turns + self.kinds[rng.choices(names, weights)[0]](rng)
         return messages(turns)
 
@@ -173,7 +151,7 @@ class Mixture:
         sets["arithmetic"] = [messages([(s.question, s.answer)]) for s in sums]
         for name, exchanges in (("glosses", self.held_out_glosses), ("facts", self.held_out_facts)):
             sets[name] = [messages([e]) for e in rng.sample(exchanges, min(count, len(exchanges)))]
-        for name in ("story", "follow_up_sum", "follow_up_fact", "remember", "unknown", "identity", "single"):
+        for name in sorted(WEIGHTS.keys() - {"gloss", "fact", "chatterbot"}):
             sets[name] = [messages(self.kinds[name](rng)) for _ in range(count)]
         sets["mixed"] = [self.draw(rng) for _ in range(count)]
         return sets
@@ -190,11 +168,9 @@ def write_jsonl(path: Path, conversations: Iterator[list[Message]]) -> int:
 
 
 def write_recipe(folder: Path, sources: Sources, *, seed: int, conversations: int, held_out: int) -> None:
-    """`folder`/train.jsonl, late.jsonl and last.jsonl (see STAGES), and `folder`/heldout/KIND.jsonl."""
+    """`folder`/train.jsonl and `folder`/heldout/KIND.jsonl."""
     (folder / "heldout").mkdir(parents=True, exist_ok=True)
-    for number, (name, (weights, share)) in enumerate(STAGES.items()):
-        drawn = Mixture(sources, weights).conversations(seed + 2 * number, round(conversations * share))
-        write_jsonl(folder / f"{name}.jsonl", drawn)
     mixture = Mixture(sources)
+    write_jsonl(folder / "train.jsonl", mixture.conversations(seed, conversations))
     for name, items in mixture.held_out(seed + 1, held_out).items():
         write_jsonl(folder / "heldout" / f"{name}.jsonl", iter(items))

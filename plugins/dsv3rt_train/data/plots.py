@@ -2,7 +2,7 @@
 
 Slots: A, a, ta, he, him, his: the hero's name, kind, trait and pronouns; B, b, tb, bhe, bhim, bhis: the other's;
 home, thing,
-place, far, color, food, skill, fear, n, weather, time.
+place, far, color, animal, food, skill, fear, n, weather, time.
 """
 
 from __future__ import annotations
@@ -225,13 +225,25 @@ THEME_PLOTS: dict[str, tuple[str, ...]] = {
     "courage": ("fear", "rescue"),
     "kindness": ("found thing", "sharing", "storm"),
     "sharing": ("sharing", "cook", "quarrel"),
-    "a birthday": ("gift",),
+    "a birthday": ("gift", "bake"),
+    "a cake": ("bake",),
+    "a treasure": ("treasure",),
+    "snow": ("snow",),
+    "winter": ("snow",),
+    "the night": ("night walk",),
+    "music": ("song",),
+    "a song": ("song",),
+    "a picture": ("picture",),
+    "a star": ("wish star", "star"),
+    "the sea": ("boat",),
+    "an adventure": ("boat", "treasure", "journey"),
+    "being small": ("too big",),
     "a race": ("race",),
-    "a journey": ("journey",),
+    "a journey": ("journey", "boat"),
     "a dream": ("dream",),
     "the moon": ("star",),
     "a storm": ("storm",),
-    "a wish": ("magic thing",),
+    "a wish": ("magic thing", "wish star"),
     "a gift": ("gift",),
     "learning": ("learning",),
     "a noise in the night": ("noise",),

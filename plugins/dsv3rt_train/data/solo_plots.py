@@ -1,0 +1,110 @@
+"""Plots with one hero only, whose name and pronoun are all there is to keep straight. Slots as in plots.py."""
+
+from __future__ import annotations
+
+from dsv3rt_train.data.plots import Plot
+
+SOLO_ENDINGS = (
+    "{A} never forgot that day.",
+    "That night, {A} fell asleep with a smile.",
+    "It was the best day of the year.",
+    "And {A} told everyone about it.",
+    "From then on, {he} was never sad again.",
+    "{A} was proud and happy.",
+    "And so the day ended well.",
+    "The end.",
+)
+
+SOLO_PLOTS: dict[str, Plot] = {
+    "bake": Plot("hero", (
+        ("One {time}, {A} wanted to bake a cake.", "It was {his} birthday, and {A} wanted a cake."),
+        ("But there was no flour in the kitchen.", "But {he} had no eggs and no sugar.", "But {he} did not know how to do it."),
+        ("So {he} walked to the mill and got a bag of flour.", "So {A} went to the farm and asked for eggs.", "So {he} read a big {color} book about cakes."),
+        ("Back at home, {he} mixed everything in a bowl.", "{he} worked the whole {time}.", "{A} put everything together and lit the oven."),
+        ("The first cake was as black as coal.", "The first cake was as hard as a stone.", "The first cake fell on the floor."),
+        ("{A} laughed and tried again.", '"I will not give up," said {A}.', "{he} took a deep breath and began again."),
+        ("The second cake was soft and sweet.", "This time, it smelled wonderful.", "At last the cake was perfect."),
+    )),
+    "boat": Plot("place", (
+        ("{A} wanted to know what was on the other side of the {place}.", "Every day, {A} looked at the {place} and dreamed of a long trip."),
+        ("{he} built a small boat of wood.", "{he} found an old boat and painted it {color}."),
+        ("One {time}, {A} sailed away.", "Early one morning, the trip began."),
+        ("Soon the {weather} came, and the waves were high.", "There was nothing but water all around.", "The boat went up and down for {n} hours."),
+        ("{A} held on and was not afraid.", '"I can do it," said {A}.', "{he} sang a song to be brave."),
+        ("Then the sky became clear, and there was land.", "At last {he} saw a small green island."),
+        ("It was full of flowers and birds.", "{A} had found the most beautiful place in the world.", "{he} found {food} under a tree and ate it in the sun."),
+        ("In the evening, {he} sailed home again.", "{n} days later, {A} came back and told everyone about it."),
+    )),
+    "treasure": Plot("thing", (
+        ("One {time}, {A} found an old map.", "In an old book, {A} found a map with a {color} cross on it."),
+        ('"There must be a treasure," said {A}.', "The map showed the way to the {far}."),
+        ("{he} took a bag and went to look for it.", "{he} walked for {n} hours.", "The way was long, but {A} did not stop."),
+        ("At the {far}, {he} began to dig.", "{he} looked under every stone at the {far}.", "Under a big tree, {he} found the right place."),
+        ("There was a small box in the earth.", "Deep in the ground lay an old box."),
+        ("In the box was a {color} {thing}.", "{he} opened it and found a {thing}.", "Inside was a {color} {thing}, as good as new."),
+        ("{A} was very happy about it.", '"This is better than gold," said {A}.', "{A} took the {thing} home and kept it for ever."),
+    )),
+    "mending": Plot("thing", (
+        ("One {time}, the {thing} of {A} broke.", "{A} had a {color} {thing} that {he} loved, but one {time} it broke."),
+        ("{he} was very sad.", "{he} did not know what to do.", '"Oh no," said {A}.'),
+        ("First {he} wanted to throw it away.", "A new {thing} would cost too much.", "Nobody in the village could mend it."),
+        ("But then {he} sat down and looked at it closely.", "Then {A} had an idea.", "So {A} decided to do it alone."),
+        ("{he} worked for {n} hours.", "{he} used a little glue and a lot of time.", "{A} worked all night by the light of a candle."),
+        ("In the morning, the {thing} was whole again.", "At last it was as good as new.", "When it was ready, it looked even better than before."),
+        ("{A} painted it {color} and smiled.", '"I can mend everything," said {A}.', "{A} was very proud of the {thing}."),
+    )),
+    "too big": Plot("hero", (
+        ("{A} wanted to be bigger than all the others.", "{A} was the smallest of all and wanted to be tall."),
+        ("{he} ate {food} every day.", "{he} stood in the rain in order to grow.", "Every {time}, {he} measured how tall {he} was."),
+        ("But nothing happened.", "But {he} did not grow at all.", "After {n} weeks, {he} was still small."),
+        ("One {time}, the door of the house was locked.", "One {time}, a storm came, and everyone wanted to hide in a small cave.", "One {time}, a ring fell into a small hole."),
+        ("Nobody could get in.", "All the others were too big.", "The others did not know what to do."),
+        ("But {A} was small enough.", "Only {A} fit through the little hole."),
+        ('"It is good to be small," said {A}.', "Everyone thanked {him}, and {A} was glad to be small.", "From then on, {A} liked to be as {he} was."),
+    )),
+    "snow": Plot("hero", (
+        ("One winter {time}, {A} looked out of the window and saw snow.", "One {time}, everything outside was white."),
+        ("{he} put on a {color} coat and ran out.", "{he} had never seen so much snow.", '"Snow!" said {A}.'),
+        ("{he} rolled a big ball, and then another one.", "{A} wanted to build a snowman.", "{he} worked until {his} hands were cold."),
+        ("A carrot was the nose, and {n} stones were the buttons.", "It had a {color} hat and a carrot for a nose."),
+        ("In the evening, the snowman looked almost alive.", "{A} gave it a {color} scarf, so that it was not cold."),
+        ("Then the sun came, and the snowman became smaller and smaller.", "After {n} days it was warm, and the snow was gone.", "In spring, only the hat was left."),
+        ("{A} was a little sad.", "But {A} knew that winter would come again.", '"See you next year," said {A}.'),
+    )),
+    "night walk": Plot("place", (
+        ("One night, {A} could not sleep.", "It was a warm night, and {A} was still awake."),
+        ("So {he} got up and walked to the {place}.", "{he} went out and took the path to the {place}."),
+        ("It was dark and very quiet.", "The moon was bright, and the shadows were long.", "Everything looked different at night."),
+        ("Suddenly something moved.", "There was a noise behind a tree.", "Two eyes were shining in the dark."),
+        ("{A} stood still and did not breathe.", "{his} heart beat fast.", '"Who is there?" asked {A}.'),
+        ("But it was only the {weather}.", "But it was only a small frog that wanted to cross the path.", "It was only {his} own shadow."),
+        ("{A} laughed and walked home.", "Then {A} sat down and counted the stars.", "{he} looked at the moon until {he} was tired."),
+    )),
+    "song": Plot("hero", (
+        ("{A} loved to sing, but {his} voice was not beautiful.", "Every {time}, {A} sang a song."),
+        ('"Please be quiet," said the others.', "The others closed their windows.", "Nobody wanted to hear it."),
+        ("So {A} went to the {far} to sing alone.", "{A} was sad and did not sing for {n} days.", "From then on, {he} sang only at the {far}."),
+        ("One {time}, there was thick fog, and many people lost their way.", "One {time}, the {weather} was so strong that nobody could find the way home."),
+        ("{A} sang as loudly as {he} could.", "Then {A} began to sing."),
+        ("The others heard the song and followed it.", "The song showed them the way.", "Everyone came home safely because of the song."),
+        ("After that, everyone wanted to hear {him} sing.", '"Your voice is the best," they said.', "From that day on, {A} sang every evening, and all of them listened."),
+    )),
+    "picture": Plot("hero", (
+        ("{A} wanted to paint a picture of the {far}.", "One {time}, {A} got a box of colors."),
+        ("First {he} painted the sky {color}.", "{he} painted a house, a tree and a {color} sun.", "{he} began with a big {color} circle."),
+        ("Then it began to rain, and the colors ran.", "Then the wind blew leaves onto the picture.", "Then {he} dropped the brush on the paper."),
+        ('"Now it is ugly," said {A}.', "{A} was angry and wanted to throw it away.", "At first {he} was sad about it."),
+        ("But then {he} looked again.", "Then {he} held it up to the light.", "After a while, {A} looked at it from far away."),
+        ("The spot looked like a {animal}.", "It looked like a garden full of flowers.", "There was a {animal} in the picture!"),
+        ("{A} hung it on the wall.", "It was the best picture that {he} had ever made.", "Everyone liked the picture very much."),
+    )),
+    "wish star": Plot("hero", (
+        ("One night, {A} saw a star fall from the sky.", "One night, a bright star fell near the {far}."),
+        ('"Now I have a wish," thought {A}.', "{he} ran to the {far} to look for it.", "{A} closed {his} eyes and made a wish."),
+        ("{he} wished for a {thing}.", "{he} wished to {skill}.", "{he} wished that everyone was happy."),
+        ("For {n} days, nothing happened.", "{A} waited and waited.", "The next day, everything was as before."),
+        ("So {A} decided to work for it.", '"I must do it myself," said {A}.', "Then {A} had a good idea."),
+        ("{he} worked hard every day.", "{he} tried it again and again.", "{he} asked the others, and they all helped."),
+        ("And in the end, the wish came true.", "After {n} weeks, {he} had what {he} had wished for.", "Then, one {time}, it came true."),
+    )),
+}  # fmt: skip

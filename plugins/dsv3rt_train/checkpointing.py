@@ -52,7 +52,9 @@ def restore(folder: Path, model: TrainableModel, optimizers: list[torch.optim.Op
         return 0
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     changed = sorted(
-        key for key, value in asdict(settings).items() if key not in MAY_CHANGE and state["settings"].get(key) != value
+        key
+        for key, value in asdict(settings).items()
+        if key not in MAY_CHANGE and state["settings"].get(key, value) != value
     )
     parameters = dict(model.named_parameters())
     if {k: v.shape for k, v in parameters.items()} != {k: v.shape for k, v in state["parameters"].items()}:

@@ -14,7 +14,7 @@ import torch
 from dsv3rt.errors import UserError
 from dsv3rt_train import checkpointing, losses
 from dsv3rt_train.balance import LoadObserver, update_biases
-from dsv3rt_train.data.batches import Batches
+from dsv3rt_train.data.batches import Batches, MicroBatch
 from dsv3rt_train.model.build import TrainableModel
 from dsv3rt_train.optimizer import make_optimizers
 from dsv3rt_train.settings import Settings
@@ -45,10 +45,38 @@ class Trainer:
         started, number, settings = time.perf_counter(), self.next_step, self.settings
         device = self.parameters[0].device
         batches = [batch.to(device) for batch in self.batches.step(number)]
+        self.observer.reset()
+        learnt = self._learn_drafts(batches) if settings.drafts else self._learn(batches, number)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, settings.clip))
+        if norm != norm:
+            raise UserError(
+                f"the loss is not a number at step {number}", fix="lower --lr, or resume from an earlier save"
+            )
+        lr = settings.lr_at(number)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        update_biases(self.model.routers(), self.observer, settings.bias_speed_at(number))
+        self.next_step = number + 1
+        seconds = time.perf_counter() - started
+        return {
+            "step": number,
+            **learnt,
+            "lr": lr,
+            "grad_norm": norm,
+            "tokens": sum(int(batch.real_BT.sum()) for batch in batches),
+            "seconds": round(seconds, 3),
+            "busiest": {layer: round(times, 4) for layer, times in self.observer.busiest().items()},
+        }
+
+    def _learn(self, batches: list[MicroBatch], number: int) -> Metrics:
+        """Gradients of the whole objective."""
+        settings = self.settings
         targets = sum(int(batch.learn_BT[:, 1:].sum()) for batch in batches)
         mtp_weight = settings.mtp_weight_at(number) if self.model.prediction is not None else 0.0
         total = {"loss": 0.0, "mtp": 0.0, "mtp_count": 0, "agrees": 0, "compared": 0}
-        self.observer.reset()
         for batch in batches:
             with self._autocast():
                 part = losses.compute(
@@ -64,34 +92,34 @@ class Trainer:
             total["mtp_count"] += part.mtp_count
             total["agrees"] += part.mtp_agrees
             total["compared"] += part.mtp_compared
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, settings.clip))
-        if norm != norm:
-            raise UserError(
-                f"the loss is not a number at step {number}", fix="lower --lr, or resume from an earlier save"
-            )
-        lr = settings.lr_at(number)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        update_biases(self.model.routers(), self.observer, settings.bias_speed_at(number))
-        self.next_step = number + 1
-        seconds = time.perf_counter() - started
-        metrics: Metrics = {
-            "step": number,
-            "loss": total["loss"] / max(1, targets),
-            "lr": lr,
-            "grad_norm": norm,
-            "targets": targets,
-            "tokens": sum(int(batch.real_BT.sum()) for batch in batches),
-            "seconds": round(seconds, 3),
-            "busiest": {layer: round(times, 4) for layer, times in self.observer.busiest().items()},
-        }
+        metrics: Metrics = {"loss": total["loss"] / max(1, targets), "targets": targets}
         if total["mtp_count"]:
             metrics["mtp_loss"] = total["mtp"] / total["mtp_count"]
             metrics["mtp_agreement"] = total["agrees"] / max(1, total["compared"])
         return metrics
+
+    def _learn_drafts(self, batches: list[MicroBatch]) -> Metrics:
+        """Gradients of the prediction module alone."""
+        targets = sum(int(batch.learn_BT[:, 1:].sum()) for batch in batches)
+        applications = self.settings.drafts
+        total, agrees, compared = 0.0, [0] * applications, [0] * applications
+        for batch in batches:
+            with self._autocast():
+                part = losses.compute_drafts(self.model, batch, self.observer, applications=applications)
+            (part.total / (targets * applications)).backward()
+            total += float(part.total.detach())
+            for d in range(applications):
+                agrees[d] += part.agrees[d]
+                compared[d] += part.compared[d]
+        by_draft = [agree / max(1, count) for agree, count in zip(agrees, compared, strict=True)]
+        loss = total / max(1, sum(compared))
+        return {
+            "loss": loss,
+            "targets": targets,
+            "mtp_loss": loss,
+            "mtp_agreement": by_draft[0],
+            "agreement_by_draft": by_draft,
+        }
 
     def run(
         self, *, save_every: int, stop_at: int | None = None, report: Callable[[Metrics], None] | None = None

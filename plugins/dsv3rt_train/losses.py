@@ -1,5 +1,5 @@
-"""The training objective: next token, and the token after next through the prediction module (V3 report, equations
-24-25).
+"""The training objectives: next token, and the token after next through the prediction module (V3 report, equations
+24-25); or the module alone, towards what the frozen main model says itself.
 
 Legend: B documents, T tokens, D hidden, V vocabulary, M positions whose successor is to be learnt.
 """
@@ -65,3 +65,52 @@ def compute(
     known_M = wanted_M >= 0
     agrees = int(((wanted_M == drafted_M) & known_M).sum())
     return Losses(next_sum, count, mtp_sum, int(asked2_BT.sum()), agrees, int(known_M.sum()))
+
+
+@dataclass(frozen=True)
+class DraftLosses:
+    """Sums over the positions whose token is the model's to say, by application of the module."""
+
+    total: Tensor
+    count: int
+    agrees: list[int]
+    """Where the module's first choice is the main model's."""
+    compared: list[int]
+
+
+def compute_drafts(
+    model: TrainableModel, batch: MicroBatch, observer: LoadObserver | None, *, applications: int
+) -> DraftLosses:
+    """The module applied again and again as drafting does, each time against the main model's whole distribution.
+
+    Application d at position t takes what the one before gave there (the first: the main model's hidden state), token
+    t+1+d, and is asked for what the main model says after it. One difference to drafting remains: later applications
+    attend to rows of their own, where drafting keeps the first one's rows in its cache.
+    """
+    module = model.prediction
+    assert module is not None
+    ids_BT, learn_BT = batch.ids_BT, batch.learn_BT
+    positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
+    if observer is not None:
+        observer.real_N = batch.real_BT.reshape(-1)
+    asked_BT = F.pad(learn_BT[:, 1:], (0, 1))
+    row_BT = torch.full_like(ids_BT, -1)
+    row_BT[asked_BT] = torch.arange(int(asked_BT.sum()), device=ids_BT.device)
+    with torch.no_grad():
+        h_BTD = model.decoder.model.norm(model.decoder.hidden(ids_BT, positions_BT))
+        wanted_MV = model.decoder.lm_head(h_BTD[asked_BT]).float().log_softmax(-1)
+    total, count, agrees, compared = h_BTD.new_zeros(()), 0, [], []
+    for d in range(applications):
+        end = ids_BT.shape[1] - 1 - d
+        if observer is not None:
+            observer.real_N = batch.real_BT[:, 1 + d :].reshape(-1)
+        next_BTD = model.decoder.model.embed_tokens(ids_BT[:, 1 + d :].contiguous())
+        h_BTD = module(h_BTD[:, :end].contiguous(), next_BTD, positions_BT[:, d : d + end])
+        place_BT = row_BT[:, 1 + d :]
+        scores_MV = model.decoder.lm_head(h_BTD[place_BT >= 0]).float().log_softmax(-1)
+        target_MV = wanted_MV[place_BT[place_BT >= 0]]
+        total = total - (target_MV.exp() * scores_MV).sum()
+        agrees.append(int((target_MV.argmax(-1) == scores_MV.argmax(-1)).sum()))
+        compared.append(len(target_MV))
+        count += len(target_MV)
+    return DraftLosses(total, count, agrees, compared)

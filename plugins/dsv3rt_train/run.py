@@ -23,7 +23,15 @@ from dsv3rt_train.data.documents import Corpus, Encoder, read_records
 from dsv3rt_train.grow import grow
 from dsv3rt_train.loop import Metrics, Trainer, last_metrics
 from dsv3rt_train.lora import WEIGHTS_FILE, Adapter, LoraSettings, merge
-from dsv3rt_train.model.build import TrainableModel, adapter_of, assemble, freeze_base, initialise, load_weights
+from dsv3rt_train.model.build import (
+    TrainableModel,
+    adapter_of,
+    assemble,
+    freeze_base,
+    freeze_main,
+    initialise,
+    load_weights,
+)
 from dsv3rt_train.settings import Settings
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
@@ -52,6 +60,7 @@ class Plan:
     mtp_weight: float = 0.3
     mtp_weight_late: float = 0.1
     mtp_share: float = 1.0
+    drafts: int = 0
     bias_speed: float = 0.001
     fp8: bool = False
     bf16: bool = False
@@ -103,6 +112,8 @@ def train(plan: Plan, report: Callable[[Metrics], None] | None = None) -> dict[s
     if plan.lora is not None:
         # the base stays as it is: no balancing, and its prediction module keeps to it
         settings = replace(settings, bias_speed=0.0, mtp_weight=0.0, mtp_weight_late=0.0)
+    if plan.drafts:
+        settings = replace(settings, bias_speed=0.0)
     trainer = _prepare(plan, raw, settings)
     plan.out.mkdir(parents=True, exist_ok=True)
     remembered = {"config": raw, "tokenizer": str(plan.tokenizer_folder().resolve())}
@@ -144,6 +155,8 @@ def _prepare(plan: Plan, raw: dict[str, Any], settings: Settings) -> Trainer:
             freeze_base(model, settings.seed)
     else:
         initialise(model, settings.seed)
+    if plan.drafts:
+        freeze_main(model)
     pad = config.pad_token_id if config.pad_token_id is not None else encoder.eos
     batches = Batches(corpus, tokens=plan.tokens, micro_batches=plan.micro_batches, seed=plan.seed, pad_id=pad)
     return Trainer(model, observer, batches, settings, plan.out)

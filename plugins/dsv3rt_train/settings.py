@@ -30,6 +30,8 @@ class Settings:
     """From where the learning rate begins to fall."""
     mtp_share: float = 1.0
     """Share of the documents of a micro-batch that train the prediction module."""
+    drafts: int = 0
+    """If not 0, only the prediction module learns, applied so many times in a row, towards the frozen main model."""
     bias_speed: float = 0.001
     """Per step; 0 over the last tenth of the steps."""
     fp8: bool = False

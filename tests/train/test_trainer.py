@@ -20,7 +20,7 @@ from dsv3rt_train.balance import LoadObserver
 from dsv3rt_train.data.batches import Batches, MicroBatch
 from dsv3rt_train.data.documents import Corpus
 from dsv3rt_train.loop import METRICS_FILE, Trainer
-from dsv3rt_train.model.build import TrainableModel, assemble, initialise
+from dsv3rt_train.model.build import TrainableModel, assemble, freeze_main, initialise
 from dsv3rt_train.settings import Settings
 
 from dsv3rt.config import ModelConfig
@@ -145,6 +145,35 @@ def test_next_token_loss_is_the_plain_one(tiny: tuple[TrainableModel, LoadObserv
     wanted = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
     torch.testing.assert_close(got.next_sum, wanted)
     assert (got.next_count, got.mtp_count, got.mtp_compared) == (16, 14, 14)
+
+
+def test_drafts_are_compared_with_the_main_model(tiny: tuple[TrainableModel, LoadObserver]) -> None:
+    """The first application agrees exactly where the usual objective says so; the second is one token further on."""
+    model, _ = tiny
+    ids = torch.randint(3, 90, (2, 11))
+    learn = torch.rand(2, 11) < 0.7
+    batch = MicroBatch(ids, learn, torch.ones_like(learn))
+    usual = losses.compute(model, batch, None)
+    part = losses.compute_drafts(model, batch, None, applications=2)
+    assert (part.agrees[0], part.compared[0]) == (usual.mtp_agrees, usual.mtp_compared)
+    assert part.compared[1] == int(learn[:, 3:].sum())
+    assert part.count == sum(part.compared)
+    once = losses.compute_drafts(model, batch, None, applications=1)
+    assert part.total > once.total > 0
+
+
+def test_training_drafts_leaves_the_main_model_alone(start: Start, tmp_path: Path) -> None:
+    settings = replace(SHORT, steps=25, drafts=2, lr=1e-2, bias_speed=0.0, mtp_share=1.0)
+    trainer = start(tmp_path, settings)
+    freeze_main(trainer.model)
+    before = {name: tensor.clone() for name, tensor in _weights(trainer).items()}
+    trainer = Trainer(trainer.model, trainer.observer, trainer.batches, settings, tmp_path)
+    trainer.run(save_every=100)
+    changed = {name for name, tensor in _weights(trainer).items() if not torch.equal(tensor, before[name])}
+    assert changed and all(name.startswith("model.layers.3.") for name in changed)
+    lines = [json.loads(line) for line in (tmp_path / METRICS_FILE).read_text().splitlines()]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert len(lines[-1]["agreement_by_draft"]) == 2
 
 
 def test_schedules() -> None:

@@ -82,6 +82,13 @@ def tokenizer(out: Path, data: tuple[Path, ...], vocab_size: int, max_length: in
 @click.option("--mtp-weight", default=0.3, show_default=True, help="Of the prediction module's loss.")
 @click.option("--mtp-weight-late", default=0.1, show_default=True, help="The same, where the learning rate falls.")
 @click.option("--mtp-share", default=1.0, show_default=True, help="Share of documents that train the module.")
+@click.option(
+    "--drafts",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Train the prediction module alone, applied N times in a row, towards the model's own choices.",
+)
 @click.option("--bias-speed", default=0.001, show_default=True, help="Of balancing; 0 turns it off.")
 @click.option("--numerics", type=click.Choice(["float32", "bf16", "fp8"]), default="float32", show_default=True)
 @click.option("--attention", metavar="NAME[:K=V,...]", help="Plugin for the attention slot.")

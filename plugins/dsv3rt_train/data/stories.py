@@ -70,7 +70,11 @@ def _subject(rng: random.Random) -> _Subject:
         form = rng.choice(
             ("a {k}",) * 7 + ("a {t} {k}", "a {k} named {n}", "a {k} called {n}", "{n} the {k}", "a {t} {k} named {n}")
         )
-        return _Subject(form.format(k=hero.kind, t=hero.trait, n=hero.name), hero)
+        phrase = form.format(k=hero.kind, t=hero.trait, n=hero.name)
+        if rng.random() < 0.8:
+            return _Subject(phrase, hero)
+        thing = rng.choice(words.OBJECTS)
+        return _Subject(f"{phrase} and a {thing}", hero, thing=thing, plot=_any_plot(rng, "thing"))
     hero = make_hero(rng)
     if roll < 0.80:
         thing = rng.choice(words.OBJECTS)

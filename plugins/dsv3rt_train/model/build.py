@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dsv3rt.assembly import build, resolve_plan
 from dsv3rt.config import ModelConfig
+from dsv3rt.errors import UsageError
 from dsv3rt.interfaces import LoadsItself, RoutingObserver, TensorSource
 from dsv3rt.model.decoder import Decoder
 from dsv3rt.model.rope import Rope, inverse_frequencies
@@ -85,6 +86,13 @@ def freeze_base(model: TrainableModel, seed: int) -> None:
         parameter.requires_grad_(name.endswith(("lora_A", "lora_B")))
     for _, _, module in _adapters(model):
         module.start(rng)
+
+
+def freeze_main(model: TrainableModel) -> None:
+    """Only the prediction module learns. Raises UsageError if there is none."""
+    if model.prediction is None:
+        raise UsageError("this model has no prediction module", fix="set num_nextn_predict_layers to 1 in its config")
+    model.decoder.requires_grad_(False)
 
 
 def _adapters(model: TrainableModel) -> Iterator[tuple[str, str, LearningAdapter]]:

@@ -325,7 +325,9 @@ def follow_up_fact(rng: random.Random) -> Turns:
     topic = rng.choice([topic for topic in TOPICS if topic.name in _FOLLOW_UPS])
     rows = rng.sample(tuple(topic.rows.items()), rng.choice((2, 2, 3)))
     (a, b), *others = rows
-    turns = [(vary(rng, _asked(rng, topic, a, b)), topic.answer.format(a=a, b=b))]
+    asked = _asked(rng, topic, a, b)
+    varied = vary(rng, asked)
+    turns = [(asked if is_held_out(varied) else varied, topic.answer.format(a=a, b=b))]
     for c, d in others:
         turns.append((rng.choice(_FOLLOW_UPS[topic.name]).format(a=c), topic.answer.format(a=c, b=d)))
         if rng.random() < 0.1:

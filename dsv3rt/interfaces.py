@@ -178,9 +178,30 @@ class Verified:
     """float32: row i is what settled[i] was chosen from."""
 
 
-Compile = Callable[[nn.Module], Callable[..., Any]]
-"""Gives back a module's forward, compiled if the user asked for compiling. Every tensor it is called with must keep its
-shape from call to call (but for caches, which may be cut to one of a few capacities)."""
+class Compiled(Protocol):
+    """A module's forward, compiled as soon as that is ready. To be called under torch.inference_mode."""
+
+    def __call__(self, *args: Any) -> Any:
+        """Tensors keep their shapes from call to call, but for what `Compile` says. Caches should be the same object
+        from call to call, and may be cut to one of a few capacities."""
+        ...
+
+    def prepare(self, *args: Any) -> None:
+        """Ask for the graph for such arguments, and run nothing."""
+        ...
+
+    def ready(self, *args: Any) -> bool:
+        """Whether a call with such arguments would not run uncompiled for want of a graph that is being made. Asks for
+        it; waits for it if the user said so."""
+        ...
+
+
+class Compile(Protocol):
+    """Compiles, if the user asked for that."""
+
+    def __call__(self, module: nn.Module, token_dims: Mapping[int, int] | None = None) -> Compiled:
+        """token_dims: argument index -> a dimension of it that counts tokens: any number up to 16 shares one graph."""
+        ...
 
 
 class DraftSession(Protocol):

@@ -1,8 +1,8 @@
 """Runs the decoder, and whatever a prediction head asks for: uncompiled at once, compiled as soon as that is ready.
 
-There are two ways to compile, and both are used. A *block* graph is one decoder block for one token, a few, or many;
-all blocks of a kind share it, so making it takes the same time however many layers there are. A *whole* graph is
-everything a step does; it saves the way from block to block, which matters in small models only.
+There are two ways to compile, and both are used. A *block* graph is one decoder block for a few tokens or for many; all
+blocks of a kind share it, so making it takes the same time however many layers there are. A *whole* graph is everything
+a step does; it saves the way from block to block, which matters in small models only.
 
 Legend: B sequences, T new tokens, L tokens whose logits are wanted, D hidden, V vocabulary.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,31 +19,32 @@ import torch
 from torch import Tensor, nn
 
 from dsv3rt.compile.live import LiveCompiler
-from dsv3rt.compile.program import Counters, Program, Shared
+from dsv3rt.compile.program import Counters, Plain, Program, Shared
 from dsv3rt.compile.service import Compiler
+from dsv3rt.compile.spec import TOKEN_RANGES
 from dsv3rt.compile.store import GraphStore
 from dsv3rt.errors import UsageError
-from dsv3rt.interfaces import Cache
+from dsv3rt.interfaces import Cache, Compiled
 from dsv3rt.model.decoder import Block, Decoder
 
 CompileMode = Literal["auto", "full", "block", "off", "wait"]
 
 WHOLE_UP_TO_BYTES = 256 << 20
 """Where reading the weights takes longer than about 10 ms, what a whole graph saves does not show."""
-MOST_DRAFTS = 15
+FEW_TOKENS = TOKEN_RANGES[0][1]
+"""Up to so many at once are a decode step, more are a prompt."""
 _BLOCK_PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
 
 
 class DecodeStep(nn.Module):
-    """A decoder's forward with the number of wanted logits fixed: (logits float32 [B, L, V], hidden [B, T, D])."""
+    """A decoder's forward for a few tokens: (logits float32 [B, T, V], hidden [B, T, D])."""
 
-    def __init__(self, decoder: nn.Module, last: int | None) -> None:
+    def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
         self.decoder = decoder
-        self.last = last
 
     def forward(self, ids_BT: Tensor, positions_BT: Tensor, caches: Sequence[Cache]) -> tuple[Tensor, Tensor]:
-        result: tuple[Tensor, Tensor] = self.decoder(ids_BT, positions_BT, caches, self.last)
+        result: tuple[Tensor, Tensor] = self.decoder(ids_BT, positions_BT, caches)
         return result
 
 
@@ -72,33 +73,44 @@ class Engine:
         self._shared = Shared(compiler, LiveCompiler(), wait=mode == "wait")
         if self._blocks:
             self._install(decoder)
-        self._steps: dict[int | None, Callable[..., Any]] = {
-            last: self._program(DecodeStep(decoder, last)) for last in (1, None)
-        }
+        self._step = self._program(DecodeStep(decoder), {0: 1, 1: 1}) if self._whole else None
 
     @torch.inference_mode()
     def step(
         self, ids_BT: Tensor, positions_BT: Tensor, caches: Sequence[Cache], last: int | None = 1
     ) -> tuple[Tensor, Tensor]:
         """(logits float32 [B, L, V], hidden [B, T, D]); see Decoder.forward."""
+        if self._step is None or ids_BT.shape[1] > FEW_TOKENS:
+            logits_BLV, hidden_BTD = self.decoder(ids_BT, positions_BT, caches, last)
+            return logits_BLV, hidden_BTD
+        logits_BTV, hidden_BTD = self._step(ids_BT, positions_BT, caches)
         tokens = ids_BT.shape[1]
-        if tokens == 1 and last != 0:
-            result = self._steps[1](ids_BT, positions_BT, caches)
-        elif tokens <= 1 + MOST_DRAFTS and last is None:
-            result = self._steps[None](ids_BT, positions_BT, caches)
-        else:
-            result = self.decoder(ids_BT, positions_BT, caches, last)
-        logits_BLV, hidden_BTD = result
-        return logits_BLV, hidden_BTD
+        return logits_BTV if last is None or last >= tokens else logits_BTV[:, tokens - last :], hidden_BTD
 
-    def graph(self, module: nn.Module) -> Callable[..., Any]:
+    @torch.inference_mode()
+    def prepare(self, caches: Sequence[Cache]) -> None:
+        """Ask for every graph that a conversation with such caches will need, before it is met: first a few tokens,
+        then prompts."""
+        if not self._blocks:
+            return
+        device = next(self.decoder.parameters()).device
+        few, many = (torch.zeros(1, tokens, dtype=torch.int64, device=device) for tokens in (1, FEW_TOKENS + 1))
+        if self._step is not None:
+            self._step.prepare(few, few, caches)
+        for ids_BT in (many,) if self._whole else (few, many):
+            x_BTD = self.decoder.model.embed_tokens(ids_BT)
+            for block, cache in zip(self.decoder.model.layers, caches, strict=True):
+                program: Any = block.forward
+                program.prepare(x_BTD, ids_BT, cache)
+
+    def graph(self, module: nn.Module, token_dims: Mapping[int, int] | None = None) -> Compiled:
         """The module's forward, compiled when that has been asked for; see `interfaces.Compile`."""
         if self._blocks:
             self._install(module)
-        return torch.inference_mode()(self._program(module))
+        return self._program(module, token_dims) if self._whole else Plain(module)
 
-    def _program(self, module: nn.Module) -> Callable[..., Any]:
-        return Program(module, self._shared) if self._whole else module
+    def _program(self, module: nn.Module, token_dims: Mapping[int, int] | None) -> Program:
+        return Program(module, self._shared, token_dims=token_dims)
 
     def _install(self, module: nn.Module) -> None:
         """From now on every decoder block in `module` runs its compiled graph where there is one."""

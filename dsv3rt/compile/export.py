@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.fx.experimental._config as shape_options
 from torch import nn
 
 from dsv3rt.compile.spec import ArgSpec, GraphSpec, TensorSpec
 
 # sizes that graphs are traced with where they may vary: any value in range gives the same graph, these give its loops
 # their expected lengths
-_TYPICAL = {(2, 16): 4, (17, 1 << 16): 256}
+_TYPICAL = {(1, 16): 4, (17, 1 << 16): 256}
 _TYPICAL_CAPACITY = 4096
 
 _C_TYPES = {"Tensor": "AtenTensorHandle", "int": "int64_t", "SymInt": "int64_t", "float": "double", "bool": "int32_t"}
@@ -35,7 +36,8 @@ def build_package(module: nn.Module, spec: GraphSpec, threads: int, folder: Path
     dims = {name: torch.export.Dim(name, min=least, max=most) for name, least, most in spec.ranges}
     args = tuple(_example(arg, sizes) for arg in spec.args)
     shapes = tuple(_dims(arg, dims) for arg in spec.args)
-    with warnings.catch_warnings(), torch.no_grad():
+    # else a size that may be 1 gets a graph of its own
+    with warnings.catch_warnings(), torch.no_grad(), shape_options.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         warnings.simplefilter("ignore")
         exported = torch.export.export(module, args, dynamic_shapes=shapes, strict=False)
         archive = folder.parent / f"{folder.name}.pt2"

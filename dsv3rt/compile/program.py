@@ -6,7 +6,7 @@ Legend: T new tokens.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +57,34 @@ class Shared:
     """Above 0 while a module runs uncompiled whose own graph is being made: its parts need none."""
 
 
+@dataclass(frozen=True)
+class _Group:
+    """An argument that is several tensors, taken apart: caches are the same object call after call."""
+
+    arg: Any
+    flat: list[Tensor]
+    shapes: int
+    """The same number for the same shapes and dtypes."""
+    contiguous: bool
+
+
+class Plain:
+    """Calls `module`, which is not compiled as a whole."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, *args: Any) -> Any:
+        return self.module(*args)
+
+    def prepare(self, *args: Any) -> None:
+        """There is nothing to ask for."""
+
+    def ready(self, *args: Any) -> bool:
+        """There is nothing to wait for."""
+        return True
+
+
 class Program:
     """Calls `module`, or rather the compiled graph that does the same, as soon as there is one."""
 
@@ -67,38 +95,83 @@ class Program:
         *,
         token_dims: Mapping[int, int] | None = None,
         urgency: int = 0,
-        run: Callable[..., Any] | None = None,
     ) -> None:
-        """token_dims: see `spec_of`. run: what to call while there is no graph; default the module."""
+        """token_dims: see `spec_of`."""
         self.module = module
         self.shared = shared
         self.token_dims = token_dims or {}
         self.urgency = urgency
-        self.run: Callable[..., Any] = module if run is None else run
         self._ready: dict[tuple[Any, ...], Call] = {}
         """Shapes and dtypes of the arguments -> the graph for them."""
         self._asked: dict[tuple[Any, ...], _Wanted | None] = {}
         """The same -> the graph that is being made for them, None if there will be none."""
         self._loaded: dict[str, Call] = {}
+        self._groups: dict[int, _Group] = {}
+        """Argument index -> what was there in the last call."""
+        self._numbers: dict[tuple[Any, ...], int] = {}
         self._fingerprint: str | None = None
 
     def __call__(self, *args: Any) -> Any:
-        if torch.compiler.is_compiling() or torch.is_grad_enabled():
-            return self.run(*args)
-        try:
-            flat = flatten(args, [])
-        except TypeError:  # an argument that is no tensor: a call without caches, say
-            return self.run(*args)
-        signature = _signature(flat)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.module(*args)
+        flat: list[Tensor] = []
+        signature, contiguous = self._take_apart(args, flat)
+        if signature is None:
+            return self.module(*args)
         graph = self._ready.get(signature)
         if graph is None:
-            graph = self._find(signature, args)
-        if graph is None or not all([tensor.is_contiguous() for tensor in flat]):
-            return self._uncompiled(args, flat, graph)
+            graph = self._find(signature, args, wait=self.shared.wait)
+        if graph is None or not contiguous:
+            return self._uncompiled(args, flat, graph, signature)
         self.shared.counters.compiled += 1
         return graph(flat)
 
-    def _uncompiled(self, args: tuple[Any, ...], flat: list[Tensor], graph: Call | None) -> Any:
+    def prepare(self, *args: Any) -> None:
+        """Ask for the graph for such arguments without calling it."""
+        self._is_ready(args, wait=False)
+
+    def ready(self, *args: Any) -> bool:
+        """False while the graph for such arguments is being made. Asks for it."""
+        return self._is_ready(args, wait=self.shared.wait)
+
+    def _is_ready(self, args: tuple[Any, ...], *, wait: bool) -> bool:
+        signature, _ = self._take_apart(args, [])
+        if signature is None or signature in self._ready:
+            return True
+        return self._find(signature, args, wait=wait) is not None or self._asked.get(signature) is None
+
+    def _take_apart(self, args: tuple[Any, ...], flat: list[Tensor]) -> tuple[tuple[Any, ...] | None, bool]:
+        """Puts all tensors into `flat`. (Their shapes and dtypes, None if something is no tensor: a call without
+        caches, say; whether all are contiguous.)"""
+        signature: list[Any] = []
+        contiguous = True
+        for index, arg in enumerate(args):
+            if isinstance(arg, Tensor):
+                flat.append(arg)
+                signature.append(arg.shape)
+                signature.append(arg.dtype)
+                contiguous = contiguous and arg.is_contiguous()
+                continue
+            group = self._groups.get(index)
+            if group is None or group.arg is not arg:
+                try:
+                    group = self._groups[index] = self._group(arg)
+                except TypeError:
+                    return None, False
+            flat += group.flat
+            signature.append(group.shapes)
+            contiguous = contiguous and group.contiguous
+        return tuple(signature), contiguous
+
+    def _group(self, arg: Any) -> _Group:
+        flat = flatten(arg, [])
+        shapes = tuple([(tensor.shape, tensor.dtype) for tensor in flat])
+        number = self._numbers.setdefault(shapes, len(self._numbers))
+        return _Group(arg, flat, number, all([tensor.is_contiguous() for tensor in flat]))
+
+    def _uncompiled(
+        self, args: tuple[Any, ...], flat: list[Tensor], graph: Call | None, signature: tuple[Any, ...]
+    ) -> Any:
         if graph is not None:
             # arguments but caches may be copied into shape; a cache is written in place and may not
             args = tuple(arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args)
@@ -110,11 +183,11 @@ class Program:
         counters.uncompiled += 1
         if self.shared.warm:
             self._late("a call ran uncompiled after warm-up", flat)
-        if self._asked.get(_signature(flat)) is None:  # no graph of its own will come: its parts need theirs
-            return self.run(*args)
+        if self._asked.get(signature) is None:  # no graph of its own will come: its parts need theirs
+            return self.module(*args)
         self.shared.covered += 1
         try:
-            return self.run(*args)
+            return self.module(*args)
         finally:
             self.shared.covered -= 1
 
@@ -127,7 +200,7 @@ class Program:
         if counters.late == 1:
             log.warning("%s (slower; counted, not said again)", text)
 
-    def _find(self, signature: tuple[Any, ...], args: tuple[Any, ...]) -> Call | None:
+    def _find(self, signature: tuple[Any, ...], args: tuple[Any, ...], *, wait: bool) -> Call | None:
         """The graph for these arguments if it is there by now; asks for it the first time."""
         if signature not in self._asked:
             if self.shared.covered:
@@ -136,13 +209,16 @@ class Program:
         wanted = self._asked[signature]
         if wanted is None:
             return None
-        if self.shared.wait:
+        if wait:
             wanted.ticket.done.wait()
         elif not wanted.ticket.done.is_set():
             return None
         call = self._load(wanted.ticket, wanted.spec)
         if call is None:
             self._asked[signature] = None
+            if wanted.ticket.error is not None and any(name == "T" for name, _, _ in wanted.spec.ranges):
+                self.token_dims = {}  # it depends on the number of tokens after all: one graph for each
+                self._asked[signature] = self._ask(args)
         else:
             self._ready[signature] = call
         return call
@@ -195,10 +271,6 @@ class Program:
                 return None
             self.shared.counters.graphs.add(ticket.key)
         return self._loaded[ticket.key]
-
-
-def _signature(flat: list[Tensor]) -> tuple[Any, ...]:
-    return tuple([(tensor.shape, tensor.dtype) for tensor in flat])
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TOKEN_RANGES = ((1, 1), (2, 16), (17, 1 << 16))
-"""Decoding; verifying drafts, up to where rows are bitwise independent (see `interfaces.Quantization`); prefill."""
+TOKEN_RANGES = ((1, 16), (17, 1 << 16))
+"""Decoding and verifying drafts, up to where rows are bitwise independent (see `interfaces.Quantization`); prefill."""
 
 CAPACITY_RANGE = (2, 1 << 30)
 """A compiler treats 0 and 1 as special, so caches of one slot are not compiled for."""

@@ -5,14 +5,14 @@ Legend: T rows, D hidden.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dsv3rt.interfaces import Cache, Compile, DraftRule, Drafts, Verified
+from dsv3rt.interfaces import Cache, Compile, Compiled, DraftRule, Drafts, Verified
 from dsv3rt.model.cache import reads_only_used, window
 from dsv3rt_mtp.graphs import CANDIDATES, FusedStep, GreedyDraft, SampledDraft
 
@@ -48,7 +48,7 @@ class MTPSession:
         """Rows that are in the caches of all modules, for good."""
         self._waiting: list[Tensor] = []
         """Hidden states [.., D] of the rows from `_final` on."""
-        self._graphs: dict[tuple[str, int], Callable[..., Any]] = {}
+        self._graphs: dict[tuple[str, int], Compiled | GreedyDraft | SampledDraft] = {}
         self._uses: dict[tuple[str, int], int] = {}
 
     @property
@@ -122,7 +122,7 @@ class MTPSession:
         self._final, self._waiting = known - again, [rows_TD[rows - again : rows]] if again else []
         return drafts
 
-    def _graph(self, kind: type[GreedyDraft] | type[SampledDraft], count: int) -> Callable[..., Any]:
+    def _graph(self, kind: type[GreedyDraft] | type[SampledDraft], count: int) -> Compiled | GreedyDraft | SampledDraft:
         key = (kind.__name__, count)
         if key not in self._graphs:
             self._graphs[key] = kind(self.head, count)

@@ -253,3 +253,32 @@ def _never_said(rng: random.Random, said: set[str]) -> tuple[str, str]:
     name = rng.choice([name for name in _MATTERS if name not in said])
     one = _Said(name, _MATTERS[name], rng.choice(_MATTERS[name].kinds), "")
     return one.fill(rng.choice(one.matter.asks)), one.fill(one.matter.missing)
+
+
+_REPEAT = ("Repeat after me: {w}", "Say {w}", "Please repeat: {w}", "Repeat: {w}", "Say this: {w}", "Please say {w}", "Copy this: {w}", "repeat {w}",
+           "Write {w}", "Can you say {w}?")  # fmt: skip
+_SAID = ("What did I say?", "What did I just say?", "Say it again.", "Once more.", "Repeat that.", "Again, please.")
+
+
+def repeat(rng: random.Random) -> Turns:
+    """Words to be said again. Not much use by itself, but the shortest way to learn to look back."""
+    spoken = " ".join(_any_word(rng) for _ in range(rng.choice((1, 1, 2, 3, 4, 5, 6, 8, 10))))
+    turns = [(rng.choice(_REPEAT).format(w=spoken), spoken)]
+    if rng.random() < 0.3:
+        turns.append((rng.choice(_SAID), spoken))
+    return turns
+
+
+def _any_word(rng: random.Random) -> str:
+    kind = rng.randrange(6)
+    if kind == 0:
+        return any_name(rng)
+    if kind == 1:
+        return nonsense(rng)
+    if kind == 2:
+        return str(rng.randint(0, 999))
+    if kind == 3:
+        return _city(rng)
+    return rng.choice(
+        (*words.OBJECTS, *words.ANIMALS, *words.PLACES, *words.PEOPLE, *words.TRAITS, *words.COLORS, *words.JOBS)
+    )

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsv3rt_train.data import arithmetic, chatterbot, glosses, talk
+from dsv3rt_train.data import arithmetic, chatterbot, glosses, memory, talk
 from dsv3rt_train.data.facts import SINGLE, TOPICS, capitalise, fix_articles, is_held_out
 from dsv3rt_train.data.nouns import PLURAL, UNIQUE
 
@@ -35,8 +35,8 @@ _GLOSS_FORMS = (
 )
 
 WEIGHTS: dict[str, float] = {
-    "story": 0.10, "sum": 0.16, "follow_up_sum": 0.08, "numbers": 0.05, "gloss": 0.11, "fact": 0.11, "single": 0.04, "comparison": 0.02,
-    "follow_up_fact": 0.06, "remember": 0.13, "greeting": 0.03, "small_talk": 0.05, "identity": 0.04, "unknown": 0.06, "chatterbot": 0.01,
+    "story": 0.09, "sum": 0.15, "follow_up_sum": 0.07, "numbers": 0.045, "gloss": 0.11, "fact": 0.10, "single": 0.035, "comparison": 0.02,
+    "follow_up_fact": 0.055, "remember": 0.14, "repeat": 0.07, "greeting": 0.03, "small_talk": 0.045, "identity": 0.035, "unknown": 0.055, "chatterbot": 0.005,
 }  # fmt: skip
 """Share of each kind among the exchanges drawn."""
 
@@ -104,6 +104,7 @@ class Mixture:
             "single": lambda rng: self._asked(rng, self.singles),
             "follow_up_fact": talk.follow_up_fact,
             "remember": talk.remember,
+            "repeat": memory.repeat,
             "greeting": talk.greeting,
             "small_talk": talk.small_talk,
             "identity": talk.identity,

@@ -27,12 +27,14 @@ class LoadObserver:
     def reset(self) -> None:
         self.load_E = {}
 
+    def shares(self) -> dict[int, list[float]]:
+        """By layer: every expert's load, as a multiple of the mean load."""
+        means = {layer: load_E.float().mean().clamp_min(1e-9) for layer, load_E in self.load_E.items()}
+        return {layer: (load_E / means[layer]).tolist() for layer, load_E in sorted(self.load_E.items())}
+
     def busiest(self) -> dict[int, float]:
         """By layer: the load of the busiest expert, as a multiple of the mean load."""
-        return {
-            layer: float(load_E.max() / load_E.float().mean().clamp_min(1e-9))
-            for layer, load_E in sorted(self.load_E.items())
-        }
+        return {layer: max(loads) for layer, loads in self.shares().items()}
 
 
 @torch.no_grad()

@@ -137,11 +137,15 @@ class Trainer:
         with path.open("a") as file:
             while self.next_step < last:
                 metrics = self.step()
+                saved = self.next_step % save_every == 0 or self.next_step == last
+                if saved:
+                    loads = self.observer.shares()
+                    metrics["load"] = {layer: [round(times, 3) for times in loads[layer]] for layer in loads}
                 file.write(json.dumps(metrics) + "\n")
                 file.flush()
                 if report is not None:
                     report(metrics)
-                if self.next_step % save_every == 0 or self.next_step == last:
+                if saved:
                     checkpointing.save(self.folder, self.next_step, self.model, self.optimizers, self.settings)
 
 

@@ -1,4 +1,4 @@
-"""The curves of a run as a PNG: loss, load of the busiest expert, agreement of drafts."""
+"""The curves of a run as a PNG: loss, load of the busiest expert and of every one, agreement of drafts."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def draw(run: Path, out: Path | None = None) -> Path:
         raise UserError("matplotlib is not installed", fix="pip install 'dsv3rt[train]'") from None
     metrics = read_metrics(run)
     steps = [line["step"] for line in metrics]
-    figure = Figure(figsize=(8, 9), layout="constrained")
+    figure = Figure(figsize=(8, 11), layout="constrained")
     FigureCanvasAgg(figure)
-    loss, balance, drafts = figure.subplots(3, 1, sharex=True)
+    loss, balance, drafts, loads = figure.subplots(4, 1)
     loss.plot(steps, [line["loss"] for line in metrics], label="next token", linewidth=1)
     with_mtp = [line for line in metrics if "mtp_loss" in line]
     mtp_steps = [line["step"] for line in with_mtp]
@@ -44,6 +44,18 @@ def draw(run: Path, out: Path | None = None) -> Path:
     balance.legend(ncols=3, fontsize="small")
     drafts.plot(mtp_steps, [line["mtp_agreement"] for line in with_mtp], linewidth=1)
     drafts.set(ylabel="first drafts the model agrees with", xlabel="step", ylim=(0, 1))
+    _draw_loads(loads, [line["load"] for line in metrics if "load" in line][-10:])
     path = out or run / "curves.png"
     figure.savefig(path, dpi=110)
     return path
+
+
+def _draw_loads(axes: Any, records: list[dict[str, list[float]]]) -> None:
+    """Every expert's mean load over the last records, a row a layer."""
+    layers = sorted(records[-1], key=int) if records else []
+    means = [[sum(loads) / len(loads) for loads in zip(*(r[layer] for r in records), strict=True)] for layer in layers]
+    if means:
+        picture = axes.imshow(means, aspect="auto", cmap="coolwarm", vmin=0.5, vmax=1.5, interpolation="nearest")
+        axes.figure.colorbar(picture, ax=axes, label="load / mean load")
+        axes.set_yticks(range(len(layers)), layers)
+    axes.set(xlabel="expert", ylabel="layer")

@@ -115,7 +115,6 @@ def train(plan: Plan, report: Callable[[Metrics], None] | None = None) -> dict[s
     if plan.drafts:
         settings = replace(settings, bias_speed=0.0)
     trainer = _prepare(plan, raw, settings)
-    plan.out.mkdir(parents=True, exist_ok=True)
     remembered = {"config": raw, "tokenizer": str(plan.tokenizer_folder().resolve())}
     (plan.out / _PLAN_FILE).write_text(json.dumps(remembered, indent=2) + "\n")
     trainer.run(save_every=plan.save_every, stop_at=plan.stop_at, report=report)
@@ -142,7 +141,7 @@ def _prepare(plan: Plan, raw: dict[str, Any], settings: Settings) -> Trainer:
     plain = {key: value for key, value in raw.items() if key != "quantization_config"}
     config = ModelConfig.from_dict(plain)
     encoder = Encoder.from_folder(plan.tokenizer_folder())
-    corpus = Corpus.build(encoder, read_records(plan.data), max_length=plan.max_length)
+    corpus = Corpus.stream(encoder, read_records(plan.data), plan.out / "corpus", max_length=plan.max_length)
     if int(corpus.ids.max()) >= config.vocab_size:
         raise UserError(f"the tokenizer has more tokens than vocab_size {config.vocab_size}", fix="use the model's own")
     plugins: Plugins = discover(plan.plugin)

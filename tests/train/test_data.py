@@ -176,12 +176,21 @@ def test_batches_hold_every_document_once_an_epoch(encoder: Encoder, mixture: Mi
     assert all(torch.equal(a.ids_BT, b.ids_BT) for a, b in zip(batches.step(later), again.step(later), strict=True))
 
 
-def test_corpus_survives_its_file(encoder: Encoder, tmp_path: Path) -> None:
-    corpus = Corpus.build(encoder, [{"text": "Bees make honey. " * 40}], max_length=32)
-    assert corpus.lengths.max() <= 32 and len(corpus) > 3
-    corpus.save(tmp_path / "c.npz")
-    loaded = Corpus.load(tmp_path / "c.npz")
-    assert all(np.array_equal(getattr(corpus, k), getattr(loaded, k)) for k in ("ids", "learn", "offsets"))
+def test_a_streamed_corpus_is_the_same_and_mapped(encoder: Encoder, mixture: Mixture, tmp_path: Path) -> None:
+    long = {"text": "Bees make honey. " * 40}
+    records = [long, *({"messages": c} for c in mixture.conversations(2, 50))]
+    read = Corpus.build(encoder, records, max_length=32)
+    assert read.lengths.max() <= 32 and len(read) > 60
+    streamed = Corpus.stream(encoder, iter(records), tmp_path / "new", max_length=32)
+    assert all(np.array_equal(getattr(read, k), getattr(streamed, k)) for k in ("ids", "learn", "offsets"))
+    assert isinstance(streamed.ids, np.memmap)
+    with pytest.raises(UserError, match="no training text"):
+        Corpus.stream(encoder, [], tmp_path / "empty", max_length=32)
+
+
+def test_paragraphs_of_a_text_file_are_texts(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n\nOne\ntwo.\n \n\nThree.\n")
+    assert [record["text"] for record in read_records([tmp_path / "a.txt"])] == ["One\ntwo.", "Three."]
 
 
 @pytest.mark.parametrize(("text", "message"), [("{", "not JSON"), ('{"a": 1}', "neither")])

@@ -6,7 +6,9 @@ a text's all of it.
 
 from __future__ import annotations
 
+import itertools
 import json
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,8 +90,7 @@ def parse_lines(paths: Iterable[Path]) -> Iterator[tuple[str, Mapping[str, Any]]
             raise UserError(f"{path} does not exist", fix="name .jsonl or .txt files")
         with path.open(encoding="utf-8") as file:
             if path.suffix == ".txt":
-                paragraphs = (paragraph.strip() for paragraph in file.read().split("\n\n"))
-                yield from ((str(path), {"text": paragraph}) for paragraph in paragraphs if paragraph)
+                yield from ((str(path), {"text": paragraph}) for paragraph in _paragraphs(file))
                 continue
             for number, line in enumerate(file, 1):
                 if not line.strip():
@@ -101,6 +102,13 @@ def parse_lines(paths: Iterable[Path]) -> Iterator[tuple[str, Mapping[str, Any]]
                 if not isinstance(record, dict):
                     raise UserError(f"{path}:{number} is not a JSON object", fix="one JSON object a line")
                 yield f"{path}:{number}", record
+
+
+def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
+    """Texts between empty lines."""
+    for filled, group in itertools.groupby(lines, key=lambda line: bool(line.strip())):
+        if filled:
+            yield "".join(group).strip()
 
 
 def read_records(paths: Iterable[Path]) -> Iterator[Mapping[str, Any]]:
@@ -137,31 +145,46 @@ class Corpus:
 
     @staticmethod
     def build(encoder: Encoder, records: Iterable[Mapping[str, Any]], *, max_length: int) -> Corpus:
-        """Documents longer than `max_length` tokens are cut into pieces of at most that (the last ones keep their
-        marks)."""
-        ids: list[NDArray[np.int32]] = []
-        learn: list[NDArray[np.bool_]] = []
-        lengths: list[int] = []
-        for record in records:
-            document = (
-                encoder.conversation(record["messages"]) if "messages" in record else encoder.text(record["text"])
-            )
-            for start in range(0, len(document.ids), max_length):
-                piece = document.ids[start : start + max_length]
-                if len(piece) < 2:
-                    continue
-                ids.append(np.asarray(piece, np.int32))
-                learn.append(np.asarray(document.learn[start : start + max_length], np.bool_))
-                lengths.append(len(piece))
-        if not ids:
-            raise UserError("there is no training text in the files", fix="name .jsonl or .txt files with text")
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        return Corpus(np.concatenate(ids), np.concatenate(learn), offsets)
-
-    def save(self, path: Path) -> None:
-        np.savez(path, ids=self.ids, learn=self.learn, offsets=self.offsets)
+        """All of it in memory. Raises UserError if there is nothing."""
+        pieces = list(_pieces(encoder, records, max_length))
+        if not pieces:
+            raise _nothing()
+        ids = np.concatenate([np.asarray(piece.ids, np.int32) for piece in pieces])
+        learn = np.concatenate([np.asarray(piece.learn, np.bool_) for piece in pieces])
+        return Corpus(ids, learn, _offsets([len(piece.ids) for piece in pieces]))
 
     @staticmethod
-    def load(path: Path) -> Corpus:
-        with np.load(path) as file:
-            return Corpus(file["ids"], file["learn"], file["offsets"])
+    def stream(encoder: Encoder, records: Iterable[Mapping[str, Any]], folder: Path, *, max_length: int) -> Corpus:
+        """The same through files in `folder`, which are mapped and not read: text may be larger than memory, which
+        holds eight bytes a document. Raises UserError if there is nothing."""
+        folder.mkdir(parents=True, exist_ok=True)
+        lengths = array("q")
+        with (folder / "ids.bin").open("wb") as ids, (folder / "learn.bin").open("wb") as learn:
+            for piece in _pieces(encoder, records, max_length):
+                ids.write(np.asarray(piece.ids, np.int32).tobytes())
+                learn.write(np.asarray(piece.learn, np.bool_).tobytes())
+                lengths.append(len(piece.ids))
+        if not lengths:
+            raise _nothing()
+        mapped = np.memmap(folder / "ids.bin", np.int32, "r"), np.memmap(folder / "learn.bin", np.bool_, "r")
+        return Corpus(*mapped, _offsets(lengths))
+
+
+def _nothing() -> UserError:
+    return UserError("there is no training text in the files", fix="name .jsonl or .txt files with text")
+
+
+def _pieces(encoder: Encoder, records: Iterable[Mapping[str, Any]], max_length: int) -> Iterator[Document]:
+    """Documents; those longer than `max_length` tokens cut into pieces of at most that (the last ones keep their
+    marks)."""
+    for record in records:
+        document = encoder.conversation(record["messages"]) if "messages" in record else encoder.text(record["text"])
+        for start in range(0, len(document.ids), max_length):
+            stop = start + max_length
+            piece = Document(document.ids[start:stop], document.learn[start:stop])
+            if len(piece.ids) >= 2:
+                yield piece
+
+
+def _offsets(lengths: Sequence[int]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

@@ -73,6 +73,8 @@ def test_run_resume_export_plot(cli: click.Group, material: Path) -> None:
         "tokenizer_config.json",
     ):
         assert (Path(again["checkpoint"]) / name).is_file()
+    both = Path(_json(cli, "train", "plot", out, out, "--out", material / "both.png")["png"])
+    assert both.read_bytes()[:4] == b"\x89PNG"
     exported = _json(cli, "train", "export", out, material / "fp8", "--fp8")
     assert exported["step"] == 6 and exported["bytes"] < again["bytes"] / 2
     # and on from there, with FP8 rounding

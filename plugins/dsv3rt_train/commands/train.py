@@ -158,14 +158,14 @@ def grow(base: Path, out: Path, layers: int, as_json: bool) -> None:
 
 
 @command.command("plot")
-@click.argument("run_folder", metavar="RUN", type=_PATH)
-@click.option("--out", type=_PATH, help="PNG file [default: RUN/curves.png].")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=_PATH)
+@click.option("--out", type=_PATH, help="PNG file [default: curves.png, or balance.png, in the first RUN].")
 @json_option
-def plot(run_folder: Path, out: Path | None, as_json: bool) -> None:
-    """Draw loss, balance and agreement of drafts from RUN/metrics.jsonl."""
-    from dsv3rt_train.plots import draw
+def plot(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
+    """Draw loss, balance and agreement of drafts of RUN; of several runs, how balanced each is."""
+    from dsv3rt_train import plots
 
-    path = draw(run_folder, out)
+    path = plots.draw(runs[0], out) if len(runs) == 1 else plots.draw_balance(runs, out or runs[0] / "balance.png")
     _report({"png": str(path)}, str(path), as_json)
 
 

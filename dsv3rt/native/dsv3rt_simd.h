@@ -46,7 +46,7 @@ typedef float VU __attribute__((vector_size(4 * W), aligned(4), may_alias));
 
 static inline V v_load(const float* p) { return *reinterpret_cast<const VU*>(p); }
 static inline void v_store(float* p, V v) { *reinterpret_cast<VU*>(p) = v; }
-static inline V v_set(float x) { return V{} + x; }
+static inline V v_set(float x) { return x - V{}; }  // folds to a broadcast: x - 0 is x, the sign of zero included
 static inline V v_zero() { return V{}; }
 
 static inline V v_fma(V a, V b, V c) {

@@ -81,8 +81,14 @@ def _load(source: NativeSource) -> NativeLibrary | None:
     try:
         return NativeLibrary(source, find_or_build(source))
     except (BuildError, OSError) as error:
-        log.warning("native kernels '%s' are not available, torch computes instead, slower: %s", source.name, error)
+        _say_once(str(error))
         return None
+
+
+@functools.cache
+def _say_once(reason: str) -> None:
+    """One line for all the libraries that one cause takes away."""
+    log.warning("native kernels are not available, torch computes instead, slower: %s", reason)
 
 
 def load_library(name: str, folder: Path) -> NativeLibrary | None:

@@ -148,4 +148,4 @@ print(native.rms_norm(torch.ones(2, 4), torch.ones(4), 0.0).sum().item(), native
     )
     assert done.stdout == "8.0 True\n", done.stderr
     warnings = [line for line in done.stderr.splitlines() if "native kernels" in line]
-    assert len(warnings) == 2 and all("no C++ compiler" in line for line in warnings)
+    assert len(warnings) == 1 and "no C++ compiler" in warnings[0]

@@ -29,27 +29,22 @@ struct Plan {
   int64_t most = 0;  // pairs of the busiest expert
 
   void sort(const int64_t* ids, int64_t count, int64_t experts) {
-    std::vector<int64_t> next(static_cast<size_t>(experts), 0);
+    keys_.resize(static_cast<size_t>(count));
     for (int64_t p = 0; p < count; ++p) {
       check(ids[p] >= 0 && ids[p] < experts, "experts: an id is out of range");
-      ++next[static_cast<size_t>(ids[p])];
+      keys_[static_cast<size_t>(p)] = {ids[p], p};
     }
+    std::sort(keys_.begin(), keys_.end());
+    pairs.resize(keys_.size());
+    place.resize(keys_.size());
     visits.clear();
     most = 0;
-    int64_t begin = 0;
-    for (int64_t e = 0; e < experts; ++e) {
-      const int64_t wanted = next[static_cast<size_t>(e)];
-      next[static_cast<size_t>(e)] = begin;
-      if (wanted) visits.push_back({e, begin, begin + wanted});
-      begin += wanted;
-      most = std::max(most, wanted);
-    }
-    pairs.resize(static_cast<size_t>(count));
-    place.resize(static_cast<size_t>(count));
-    for (int64_t p = 0; p < count; ++p) {
-      const int64_t at = next[static_cast<size_t>(ids[p])]++;
-      pairs[static_cast<size_t>(at)] = p;
-      place[static_cast<size_t>(p)] = at;
+    for (int64_t at = 0; at < count; ++at) {
+      const auto [expert, pair] = keys_[static_cast<size_t>(at)];
+      pairs[static_cast<size_t>(at)] = pair;
+      place[static_cast<size_t>(pair)] = at;
+      if (visits.empty() || visits.back().expert != expert) visits.push_back({expert, at, at});
+      most = std::max(most, ++visits.back().end - visits.back().begin);
     }
   }
 
@@ -59,6 +54,9 @@ struct Plan {
     pairs.resize(static_cast<size_t>(tokens));
     for (int64_t t = 0; t < tokens; ++t) pairs[static_cast<size_t>(t)] = t;
   }
+
+ private:
+  std::vector<std::pair<int64_t, int64_t>> keys_;  // expert, pair
 };
 
 struct XTag {};
@@ -75,7 +73,7 @@ template <class Networks>
 void compute(const Networks& networks, const Plan& plan, const Shape& shape, const float* x, const float* weights, float* y) {
   const Kernels& k = kernels();
   const auto [tokens, slots, hidden, intermediate] = shape;
-  const int64_t pairs = tokens * slots, width = padded(intermediate), visits = static_cast<int64_t>(plan.visits.size());
+  const int64_t pairs = tokens * slots, width = row_stride(intermediate), visits = static_cast<int64_t>(plan.visits.size());
   const Matrix sample = networks(plan.visits[0].expert).gate;
   const Format format = sample.format;
   const int64_t bytes = 3 * intermediate * sample.row_bytes();

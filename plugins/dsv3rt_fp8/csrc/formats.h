@@ -1,7 +1,9 @@
 // Unpacking stored weights to float32, for one instruction set. Included by kernels.simd.cpp only.
 //
-// A format F unpacks STEP = VECTORS * W values at a time; F::order(i) is the index, within those values, of the one that comes out
-// as the i-th. e4m3 comes out times E4M3_UNIT (folded into the scale).
+// A format F is read STEP = VECTORS * W values at a time; F::order(i) is the index, within those values, of the one that comes out
+// as the i-th. F::vector(p, i) is the i-th vector of a step that begins at p. Where F::STAGED, p is not the weights but a buffer
+// that F::stage(weights, p) has filled, STAGE bytes a value: the half of the work that is done once however many tokens there
+// are. e4m3 comes out times 1 / E4M3_UNIT (folded into the scale).
 #pragma once
 #include "dsv3rt_simd.h"
 #include "kernels.h"
@@ -36,53 +38,84 @@ static constexpr E4M3Bits e4m3_bits() {
 
 static constexpr E4M3Bits E4M3_BITS = e4m3_bits();
 
+static inline V f32_vector(const uint8_t* p) {
+  V out;
+  std::memcpy(&out, p, sizeof out);
+  return out;
+}
+
+static inline V f16_vector(const uint8_t* p) {  // W values
+#if defined(DSV3RT_512)
+  return (V)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(DSV3RT_X86)
+  return (V)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  uint16_t bits[W];
+  std::memcpy(bits, p, sizeof bits);
+  float wide[W];
+  for (int i = 0; i < W; ++i) wide[i] = half_to_float(bits[i]);
+  return f32_vector(reinterpret_cast<const uint8_t*>(wide));
+#endif
+}
+
+#if defined(DSV3RT_X86)
+static inline V bf16_vector(const uint8_t* p, int odd) {  // the even ones, or the odd ones, of 2 * W values
+  I pairs;
+  std::memcpy(&pairs, p, sizeof pairs);
+  return (V)(odd ? pairs & static_cast<int32_t>(0xffff0000u) : pairs << 16);
+}
+#endif
+
 #if defined(DSV3RT_IS_AVX512VBMI)
 
 constexpr float E4M3_UNIT = 1.0f;
 
-struct FormatE4M3 {
-  static constexpr int BYTES = 1, VECTORS = 4;
-  static constexpr bool SCALED = true;
+struct FormatE4M3 {  // staged as bfloat16, in pairs: the first of a pair is the lower half of a float32
+  static constexpr int BYTES = 1, STAGE = 2, VECTORS = 4;
+  static constexpr bool SCALED = true, STAGED = true;
   static constexpr int order(int i) {  // unpack and even/odd split work within 16-byte lanes
     const int vector = i / 16, lane = i % 16 / 4, j = i % 4;
     return 16 * lane + 8 * (vector / 2) + 2 * j + vector % 2;
   }
-  static inline void unpack(const uint8_t* p, V* out) {
+  static inline void stage(const uint8_t* p, uint8_t* out) {
     const __m512i v = _mm512_loadu_si512(p);
     const __m512i high = _mm512_ternarylogic_epi32(
         _mm512_permutex2var_epi8(_mm512_load_si512(E4M3_BITS.high), v, _mm512_load_si512(E4M3_BITS.high + 64)), v,
         _mm512_set1_epi8(static_cast<char>(0x80)), 0xF8);  // table | (v & sign)
     const __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(E4M3_BITS.low), v, _mm512_load_si512(E4M3_BITS.low + 64));
-    const __m512i a = _mm512_unpacklo_epi8(low, high), b = _mm512_unpackhi_epi8(low, high);
-    const __m512i odd = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
-    out[0] = (V)_mm512_castsi512_ps(_mm512_slli_epi32(a, 16));
-    out[1] = (V)_mm512_castsi512_ps(_mm512_and_si512(a, odd));
-    out[2] = (V)_mm512_castsi512_ps(_mm512_slli_epi32(b, 16));
-    out[3] = (V)_mm512_castsi512_ps(_mm512_and_si512(b, odd));
+    _mm512_storeu_si512(out, _mm512_unpacklo_epi8(low, high));
+    _mm512_storeu_si512(out + 64, _mm512_unpackhi_epi8(low, high));
   }
+  static inline V vector(const uint8_t* p, int i) { return bf16_vector(p + i / 2 * 64, i % 2); }
 };
 
 #elif defined(DSV3RT_X86)
 
 constexpr float E4M3_UNIT = 256.0f;  // the bits, moved into a float16's exponent and mantissa, are worth 2^-8 of the value
 
-struct FormatE4M3 {
-  static constexpr int BYTES = 1, VECTORS = 2;
-  static constexpr bool SCALED = true;
-  static constexpr int order(int i) { return i; }
-  static inline void unpack(const uint8_t* p, V* out) {
+struct FormatE4M3 {  // staged as float16, values of even index and then those of odd index
+  static constexpr int BYTES = 1, STAGE = 2, VECTORS = 4;
+  static constexpr bool SCALED = true, STAGED = true;
+  static constexpr int order(int i) { return i < 2 * W ? 2 * i : 2 * (i - 2 * W) + 1; }
+  // A code taken as a signed byte, times 128, has its sign in the topmost two bits and the other seven where a float16 has the
+  // lower four of its exponent and the upper three of its mantissa. One instruction multiplies every second byte and widens it.
+  static inline void stage(const uint8_t* p, uint8_t* out) {
 #if defined(DSV3RT_512)
-    const __m512i v = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-    const __m512i half = _mm512_and_si512(_mm512_slli_epi16(v, 7), _mm512_set1_epi16(static_cast<short>(0xBF80)));
-    out[0] = (V)_mm512_cvtph_ps(_mm512_castsi512_si256(half));
-    out[1] = (V)_mm512_cvtph_ps(_mm512_extracti64x4_epi64(half, 1));
+    const __m512i v = _mm512_loadu_si512(p), mask = _mm512_set1_epi16(static_cast<short>(0xBF80));
+    _mm512_storeu_si512(out, _mm512_and_si512(_mm512_maddubs_epi16(_mm512_set1_epi16(0x0080), v), mask));
+    _mm512_storeu_si512(
+        out + 64, _mm512_and_si512(_mm512_maddubs_epi16(_mm512_set1_epi16(static_cast<short>(0x8000)), v), mask));
 #else
-    const __m256i v = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    const __m256i half = _mm256_and_si256(_mm256_slli_epi16(v, 7), _mm256_set1_epi16(static_cast<short>(0xBF80)));
-    out[0] = (V)_mm256_cvtph_ps(_mm256_castsi256_si128(half));
-    out[1] = (V)_mm256_cvtph_ps(_mm256_extracti128_si256(half, 1));
+    const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    const __m256i mask = _mm256_set1_epi16(static_cast<short>(0xBF80));
+    const __m256i even = _mm256_maddubs_epi16(_mm256_set1_epi16(0x0080), v);
+    const __m256i odd = _mm256_maddubs_epi16(_mm256_set1_epi16(static_cast<short>(0x8000)), v);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_and_si256(even, mask));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 32), _mm256_and_si256(odd, mask));
 #endif
   }
+  // From memory: widening what lies in a register costs a shuffle more, and those are what there is too little of.
+  static inline V vector(const uint8_t* p, int i) { return f16_vector(p + i * 2 * W); }
 };
 
 #else
@@ -101,71 +134,51 @@ static constexpr E4M3Values e4m3_values() {
 }
 static constexpr E4M3Values E4M3_VALUES = e4m3_values();
 
-struct FormatE4M3 {
-  static constexpr int BYTES = 1, VECTORS = 2;
-  static constexpr bool SCALED = true;
+struct FormatE4M3 {  // staged as float32
+  static constexpr int BYTES = 1, STAGE = 4, VECTORS = 2;
+  static constexpr bool SCALED = true, STAGED = true;
   static constexpr int order(int i) { return i; }
-  static inline void unpack(const uint8_t* p, V* out) {
-    uint32_t bits[2 * W];
-    for (int i = 0; i < 2 * W; ++i) bits[i] = E4M3_VALUES.bits[p[i]];
-    std::memcpy(out, bits, sizeof bits);
+  static inline void stage(const uint8_t* p, uint8_t* out) {
+    for (int i = 0; i < 2 * W; ++i) std::memcpy(out + 4 * i, &E4M3_VALUES.bits[p[i]], 4);
   }
+  static inline V vector(const uint8_t* p, int i) { return f32_vector(p + i * 4 * W); }
 };
 
 #endif
 
 struct FormatBF16 {
-  static constexpr int BYTES = 2, VECTORS = 2;
-  static constexpr bool SCALED = false;
+  static constexpr int BYTES = 2, STAGE = 2, VECTORS = 2;
+  static constexpr bool SCALED = false, STAGED = false;
+  static inline void stage(const uint8_t*, uint8_t*) {}
 #if defined(DSV3RT_X86)
   static constexpr int order(int i) { return i < W ? 2 * i : 2 * (i - W) + 1; }  // even ones, then odd ones
+  static inline V vector(const uint8_t* p, int i) { return bf16_vector(p, i); }
 #else
   static constexpr int order(int i) { return i; }
-#endif
-  static inline void unpack(const uint8_t* p, V* out) {
-#if defined(DSV3RT_X86)
-    I pairs;
-    std::memcpy(&pairs, p, sizeof pairs);
-    out[0] = (V)(pairs << 16);
-    out[1] = (V)(pairs & static_cast<int32_t>(0xffff0000u));
-#else
-    uint16_t bits[2 * W];
-    std::memcpy(bits, p, sizeof bits);
-    uint32_t wide[2 * W];
-    for (int i = 0; i < 2 * W; ++i) wide[i] = static_cast<uint32_t>(bits[i]) << 16;
-    std::memcpy(out, wide, sizeof wide);
-#endif
+  static inline V vector(const uint8_t* p, int i) {
+    uint16_t bits[W];
+    std::memcpy(bits, p + i * 2 * W, sizeof bits);
+    uint32_t wide[W];
+    for (int j = 0; j < W; ++j) wide[j] = static_cast<uint32_t>(bits[j]) << 16;
+    return f32_vector(reinterpret_cast<const uint8_t*>(wide));
   }
+#endif
 };
 
 struct FormatF16 {
-  static constexpr int BYTES = 2, VECTORS = 2;
-  static constexpr bool SCALED = false;
+  static constexpr int BYTES = 2, STAGE = 2, VECTORS = 2;
+  static constexpr bool SCALED = false, STAGED = false;
   static constexpr int order(int i) { return i; }
-  static inline void unpack(const uint8_t* p, V* out) {
-#if defined(DSV3RT_512)
-    out[0] = (V)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-    out[1] = (V)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32)));
-#elif defined(DSV3RT_X86)
-    out[0] = (V)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    out[1] = (V)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16)));
-#else
-    uint16_t bits[2 * W];
-    std::memcpy(bits, p, sizeof bits);
-    float wide[2 * W];
-    for (int i = 0; i < 2 * W; ++i) wide[i] = half_to_float(bits[i]);
-    std::memcpy(out, wide, sizeof wide);
-#endif
-  }
+  static inline void stage(const uint8_t*, uint8_t*) {}
+  static inline V vector(const uint8_t* p, int i) { return f16_vector(p + i * 2 * W); }
 };
 
 struct FormatF32 {
-  static constexpr int BYTES = 4, VECTORS = 2;
-  static constexpr bool SCALED = false;
+  static constexpr int BYTES = 4, STAGE = 4, VECTORS = 2;
+  static constexpr bool SCALED = false, STAGED = false;
   static constexpr int order(int i) { return i; }
-  static inline void unpack(const uint8_t* p, V* out) {
-    std::memcpy(out, p, 2 * sizeof(V));
-  }
+  static inline void stage(const uint8_t*, uint8_t*) {}
+  static inline V vector(const uint8_t* p, int i) { return f32_vector(p + i * 4 * W); }
 };
 
 }  // namespace DSV3RT_VARIANT

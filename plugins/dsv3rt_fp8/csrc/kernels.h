@@ -1,7 +1,7 @@
 // The functions of kernels.simd.cpp, one table per instruction set; and what a stored matrix is.
 //
-// A product y = x W^T sums over the columns of W with one float32 accumulator per lane, in one fixed order, for every number of
-// tokens: so a token's result is bitwise the same alone, beside others, and in prefill.
+// A product y = x W^T of up to 16 tokens sums over the columns of W with one float32 accumulator per lane, in one fixed order: so
+// a token's result is bitwise the same alone and beside others. With more tokens the order is another.
 #pragma once
 #include <cstdint>
 
@@ -11,6 +11,9 @@ constexpr int64_t GROUP = 64;   // rows of x are padded to a multiple of this
 constexpr int64_t BLOCK = 128;  // rows and columns that share a scale
 
 constexpr int64_t padded(int64_t columns) { return (columns + GROUP - 1) / GROUP * GROUP; }
+
+// From one arranged row to the next: rows a multiple of a page apart would fall on each other in the caches.
+constexpr int64_t row_stride(int64_t columns) { return padded(columns) + 16; }
 
 // A row-major matrix as it lies in the checkpoint; pointers may be unaligned.
 struct Matrix {

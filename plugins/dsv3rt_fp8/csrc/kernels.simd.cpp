@@ -1,35 +1,30 @@
 // Products of a few or many tokens with stored weights, for one instruction set.
 //
-// Up to FEW tokens: weights are unpacked in registers and used at once (bound by memory). More: a set of ROWS rows is unpacked
-// into a small buffer, DEPTH columns at a time, and multiplied with tiles of tokens out of the first-level cache; partial sums
-// wait in memory, as whole vectors, so that the order of every addition is that of the first way.
+// Up to SOME tokens: ROWS rows of W are read together, a block of columns at a time; while one block is multiplied the next is
+// staged and the ones after it fetched. Lanes run over columns, one accumulator for a row and a token, in one order of additions
+// whatever the number of tokens. More: a panel of PANEL rows is unpacked and transposed, and lanes run over its rows, so that
+// each value loaded serves more products; the order of additions is another.
+// T tokens, N rows (outputs), K columns (inputs).
 #include "formats.h"
 
 namespace DSV3RT_VARIANT {
 
-constexpr int FEW = 4;             // tokens
-constexpr int64_t SOME = 48;       // tokens
-constexpr int ROWS = 4;            // rows of W computed together
-constexpr int64_t SPAN = 32;       // rows of W whose partial sums are kept
-constexpr int64_t CROWD = 128;     // tokens computed together
-constexpr int64_t DEPTH = 1024;    // most columns unpacked at a time
-
-// With some tokens, rows of W are read nearly in one stream, since memory is the limit; with a crowd, short pieces of many rows,
-// so that both the piece and the tokens' columns stay in the caches.
-struct Blocking {
-  int64_t depth, span;
-};
-static inline Blocking blocking(int64_t tokens) { return tokens <= SOME ? Blocking{DEPTH, ROWS} : Blocking{DEPTH / 2, SPAN}; }
+constexpr int64_t SOME = 16;       // tokens, at least as many as are promised to be independent of each other
+constexpr int ROWS = 4;            // rows of W read together
+constexpr int64_t AHEAD = 4096;    // bytes: how far in front of its use a weight is fetched, at least
+constexpr int64_t CROWD = 128;     // tokens computed together: DEPTH columns of them fit in the second-level cache
+constexpr int64_t DEPTH = 256;     // columns of a panel, which fits in the first-level cache
+constexpr int64_t SPAN = 128;      // rows of W whose sums are kept
+constexpr int PANEL = 2 * W;       // rows of a panel
 #if defined(DSV3RT_512) || defined(__aarch64__)
-constexpr int TILE = 6;            // tokens of a register tile (x ROWS accumulators)
+constexpr int TILE = 6, CROWD_TILE = 12;  // tokens of a register tile (x ROWS, x 2 accumulators)
 #else
-constexpr int TILE = 3;
+constexpr int TILE = 3, CROWD_TILE = 6;
 #endif
 
-static inline float scale_at(const uint8_t* scales, int64_t i) {
-  float value;
-  std::memcpy(&value, scales + 4 * i, 4);
-  return value * E4M3_UNIT;
+// How many tokens the next tile takes of those that are left: never a single one at the end if that can be helped.
+static inline int64_t share(int64_t left, int64_t most) {
+  return left <= most ? left : left < 2 * most ? (left + 1) / 2 : most;
 }
 
 // Sums over the lanes of four vectors; each in the order of v_sum.
@@ -52,180 +47,343 @@ static inline void sum4(const V* v, float* out) {
 #endif
 }
 
-static inline void put_sums(const V* sums, int rows, float* y) {  // one token's sums of up to ROWS rows
-  V all[ROWS];
-  for (int r = 0; r < ROWS; ++r) all[r] = r < rows ? sums[r] : v_zero();
-  float out[ROWS];
-  sum4(all, out);
-  for (int r = 0; r < rows; ++r) y[r] = out[r];
+// The scales of a row: one for each block of columns.
+static inline const uint8_t* scales_of(const Matrix& w, int64_t row) {
+  return w.scales + row / BLOCK * ((w.columns + BLOCK - 1) / BLOCK) * 4;
 }
 
-template <class F>
-struct RowReader {  // one row of W and its scales
-  const uint8_t* data;
-  const uint8_t* scales;
+static inline float scale_at(const uint8_t* scales, int64_t column) {
+  float value;
+  std::memcpy(&value, scales + column / BLOCK * 4, 4);
+  return value;
+}
 
-  void start(const Matrix& w, int64_t row) {
-    data = w.data + row * w.row_bytes();
-    scales = F::SCALED ? w.scales + 4 * (row / BLOCK) * ((w.columns + BLOCK - 1) / BLOCK) : nullptr;
-  }
-  static inline void unpack(const uint8_t* p, V scale, V* out) {
-    F::unpack(p, out);
-    if (F::SCALED)
-      for (int i = 0; i < F::VECTORS; ++i) out[i] *= scale;
-  }
-  // The last, incomplete step of a row: missing values are zero.
-  inline void unpack_tail(int64_t column, int64_t columns, V scale, V* out) const {
-    uint8_t bytes[F::VECTORS * W * F::BYTES] = {};
-    std::memcpy(bytes, data + column * F::BYTES, static_cast<size_t>((columns - column) * F::BYTES));
-    unpack(bytes, scale, out);
-  }
-  inline V scale(int64_t column) const { return F::SCALED ? v_set(scale_at(scales, column / BLOCK)) : v_zero(); }
+// Rows of W for F::vector: row r at `p + r * stride`.
+template <class F>
+struct Piece {
+  const uint8_t* p;
+  int64_t stride_;
+  inline int64_t stride() const { return F::STAGED ? BLOCK * F::STAGE : stride_; }
 };
 
-// ---- a few tokens -------------------------------------------------------------------------------------------------------------
-
-template <class F, int TOKENS, int R>
-static void few(const Matrix& w, int64_t row, const float* const* x, float* y, int64_t y_stride) {
-  constexpr int STEP = F::VECTORS * W;
-  RowReader<F> readers[R];
-  for (int r = 0; r < R; ++r) readers[r].start(w, row + r);
-  const int64_t stride = R * w.row_bytes(), ahead = stride * ((4095 + stride) / stride);
-  V sums[TOKENS][R];
-  for (int t = 0; t < TOKENS; ++t)
-    for (int r = 0; r < R; ++r) sums[t][r] = v_zero();
-  const auto use = [&](int r, const V* values, int64_t column) __attribute__((always_inline)) {
-    for (int t = 0; t < TOKENS; ++t)
-      for (int i = 0; i < F::VECTORS; ++i) sums[t][r] = v_fma(values[i], v_load(x[t] + column + i * W), sums[t][r]);
-  };
-  for (int64_t block = 0; block < w.columns; block += BLOCK) {
-    V scales[R];
-    for (int r = 0; r < R; ++r) scales[r] = readers[r].scale(block);
-    const int64_t end = block + BLOCK < w.columns ? block + BLOCK : w.columns;
-    int64_t column = block;
-    for (; column + STEP <= end; column += STEP) {
-      for (int r = 0; r < R; ++r) {
-        const uint8_t* p = readers[r].data + column * F::BYTES;
-        for (int line = 0; line < STEP * F::BYTES; line += 64) prefetch(p + ahead + line);
-        V values[F::VECTORS];
-        RowReader<F>::unpack(p, scales[r], values);
-        use(r, values, column);
-      }
-    }
-    if (column < end) {
-      for (int r = 0; r < R; ++r) {
-        V values[F::VECTORS];
-        readers[r].unpack_tail(column, end, scales[r], values);
-        use(r, values, column);
-      }
-    }
-  }
-  for (int t = 0; t < TOKENS; ++t) put_sums(sums[t], R, y + t * y_stride);
-}
-
-template <class F, int TOKENS>
-static void few_rows(const Matrix& w, int64_t first, int64_t rows, const float* const* x, float* y, int64_t y_stride) {
-  int64_t r = 0;
-  for (; r + ROWS <= rows; r += ROWS) few<F, TOKENS, ROWS>(w, first + r, x, y + r, y_stride);
-  for (; r < rows; ++r) few<F, TOKENS, 1>(w, first + r, x, y + r, y_stride);
-}
-
-// ---- many tokens --------------------------------------------------------------------------------------------------------------
-
-// Unpack columns [begin, begin + size) of one row; the rest up to a whole step is zero.
+// `rows` rows of a block of `size` <= BLOCK columns, whatever its size: where they are, or in `buffer`, zeros after them.
 template <class F>
-static void unpack_row(const RowReader<F>& reader, int64_t columns, int64_t begin, int64_t size, float* out) {
+static Piece<F> piece(const uint8_t* p, int64_t row_bytes, int rows, int64_t size, uint8_t* buffer) {
   constexpr int STEP = F::VECTORS * W;
-  V values[F::VECTORS];
-  const int64_t ahead = ROWS * columns * F::BYTES;
-  int64_t column = begin;
-  for (; column + STEP <= begin + size; column += STEP, out += STEP) {
-    const uint8_t* p = reader.data + column * F::BYTES;
-    for (int line = 0; line < STEP * F::BYTES; line += 64) prefetch(p + ahead + line);
-    RowReader<F>::unpack(p, reader.scale(column), values);
-    for (int i = 0; i < F::VECTORS; ++i) v_store(out + i * W, values[i]);
+  const int64_t whole = size / STEP * STEP;
+  if (!F::STAGED && whole == size) return {p, row_bytes};
+  for (int r = 0; r < rows; ++r, p += row_bytes) {
+    uint8_t* out = buffer + r * BLOCK * F::STAGE;
+    if (!F::STAGED) std::memcpy(out, p, static_cast<size_t>(whole * F::BYTES));
+    if (F::STAGED)
+      for (int64_t i = 0; i < whole; i += STEP) F::stage(p + i * F::BYTES, out + i * F::STAGE);
+    if (whole == size) continue;
+    uint8_t rest[STEP * F::BYTES] = {};
+    std::memcpy(rest, p + whole * F::BYTES, static_cast<size_t>((size - whole) * F::BYTES));
+    if (F::STAGED) F::stage(rest, out + whole * F::STAGE);
+    if (!F::STAGED) std::memcpy(out + whole * F::BYTES, rest, sizeof rest);
   }
-  if (column < begin + size) {
-    reader.unpack_tail(column, columns, reader.scale(column), values);
-    for (int i = 0; i < F::VECTORS; ++i) v_store(out + i * W, values[i]);
+  return {buffer, BLOCK * F::STAGE};
+}
+
+// ---- up to SOME tokens --------------------------------------------------------------------------------------------------------
+
+// How the rows of a ticket are gone through: ROWS at a time, the last time overlapping those before; fewer rows than that each by
+// itself, ROWS times over.
+struct Walk {
+  int64_t rows, height, stride, ahead;
+  Walk(const Matrix& w, int64_t rows_) : rows(rows_), height(rows_ < ROWS ? 1 : ROWS), stride(rows_ < ROWS ? 0 : w.row_bytes()) {
+    const int64_t once = ROWS * w.row_bytes();
+    ahead = (AHEAD + once - 1) / once * once;
+  }
+  int64_t after(int64_t row) const { return row + 2 * height <= rows ? row + height : rows - height; }
+};
+
+// Fetches a part of rows to come, as large as the block at `column` of the rows at `p`. Memory is asked for in the order in which
+// it lies, not in that of the products: a single stream comes about twice as fast as one for each row.
+template <class F>
+static inline void fetch(const uint8_t* p, int64_t column, int64_t ahead) {
+  p += column * ROWS * F::BYTES + ahead;
+  for (int64_t line = 0; line < ROWS * BLOCK * F::BYTES; line += 64) prefetch(p + line);
+}
+
+template <class F>
+static inline __attribute__((always_inline)) void stage_rows(const uint8_t* p, int64_t stride, int64_t step, uint8_t* buffer) {
+  constexpr int STEP = F::VECTORS * W;
+  for (int r = 0; r < ROWS; ++r) F::stage(p + r * stride + step * STEP * F::BYTES, buffer + (r * BLOCK + step * STEP) * F::STAGE);
+}
+
+// part[r] = w[r] . x over a step, on top of what is there
+template <class F>
+static inline __attribute__((always_inline)) void step_of_one(const uint8_t* p, int64_t stride, const float* x, V* part) {
+#pragma GCC unroll 4
+  for (int i = 0; i < F::VECTORS; ++i) {
+    const V value = v_load(x + i * W);
+    for (int r = 0; r < ROWS; ++r) part[r] = v_fma(F::vector(p + r * stride, i), value, part[r]);
   }
 }
 
-// sums[t][r] += w[r] . x[t] over `size` columns (a multiple of W). Partial sums: SPAN vectors a token.
-template <int TOKENS>
-static void tile(const float* w, int64_t size, const float* const* x, int64_t begin, V* partial, bool fresh) {
-  V sums[TOKENS][ROWS];
+// One token: while a block of rows is multiplied the next is staged, with units that the products leave idle.
+template <class F>
+static void one(const Matrix& w, int64_t first, int64_t rows, const float* x, float* y) {
+  constexpr int STEP = F::VECTORS * W;
+  alignas(64) uint8_t buffers[2][ROWS * BLOCK * F::STAGE];
+  const Walk walk(w, rows);
+  const int64_t columns = w.columns, stride = walk.stride;
+  const auto size_at = [&](int64_t column) { return columns - column < BLOCK ? columns - column : BLOCK; };
+  int turn = 0;
+  const uint8_t* data = w.data + first * w.row_bytes();
+  Piece<F> next = piece<F>(data, stride, ROWS, size_at(0), buffers[0]);
+  for (int64_t row = 0, done = 0; done < rows; done += walk.height, row = walk.after(row)) {
+    V sums[ROWS];
+    const uint8_t* scales[ROWS];
+    for (int r = 0; r < ROWS; ++r) {
+      sums[r] = v_zero();
+      scales[r] = scales_of(w, first + row + (stride ? r : 0));
+    }
+    for (int64_t column = 0; column < columns; column += BLOCK) {
+      const Piece<F> now = next;
+      const int64_t size = size_at(column);
+      int64_t next_column = column + BLOCK;
+      const uint8_t* p = data + next_column * F::BYTES;
+      if (next_column >= columns) {
+        next_column = 0;
+        p = data = w.data + (first + walk.after(row)) * w.row_bytes();
+      }
+      uint8_t* buffer = buffers[turn ^= 1];
+      fetch<F>(data, next_column, walk.ahead);
+      V part[ROWS];
+      for (int r = 0; r < ROWS; ++r) part[r] = F::SCALED ? v_zero() : sums[r];
+      if (size == BLOCK && size_at(next_column) == BLOCK) {
+        next = {F::STAGED ? buffer : p, stride};
+#pragma GCC unroll 8
+        for (int step = 0; step < BLOCK / STEP; ++step) {
+          if (F::STAGED) stage_rows<F>(p, stride, step, buffer);
+          step_of_one<F>(now.p + step * STEP * F::STAGE, now.stride(), x + column + step * STEP, part);
+        }
+      } else {
+        next = piece<F>(p, stride, ROWS, size_at(next_column), buffer);
+        for (int64_t k = 0; k < size; k += STEP) step_of_one<F>(now.p + k * F::STAGE, now.stride(), x + column + k, part);
+      }
+      for (int r = 0; r < ROWS; ++r) sums[r] = F::SCALED ? v_fma(v_set(scale_at(scales[r], column)), part[r], sums[r]) : part[r];
+    }
+    float out[ROWS];
+    sum4(sums, out);
+    for (int64_t r = 0; r < walk.height; ++r) y[row + r] = F::SCALED ? out[r] * E4M3_UNIT : out[r];
+  }
+}
+
+// sums[t][r] += factors[r] * (w[r] . x[t]) over `size` columns of one block
+template <class F, int TOKENS>
+static __attribute__((noinline)) void tile(Piece<F> w, const float* const* x, int64_t column, int64_t size, const float* factors,
+                                           V* sums) {
+  constexpr int STEP = F::VECTORS * W;
+  const float* token[TOKENS];
+  for (int t = 0; t < TOKENS; ++t) token[t] = x[t] + column;
+  V part[TOKENS][ROWS];
   for (int t = 0; t < TOKENS; ++t)
-    for (int r = 0; r < ROWS; ++r) sums[t][r] = fresh ? v_zero() : partial[t * SPAN + r];
-  for (int64_t k = 0; k < size; k += W) {
-    V values[ROWS];
-    for (int r = 0; r < ROWS; ++r) values[r] = v_load(w + r * DEPTH + k);
-    for (int t = 0; t < TOKENS; ++t) {
-      const V token = v_load(x[t] + begin + k);
-      for (int r = 0; r < ROWS; ++r) sums[t][r] = v_fma(values[r], token, sums[t][r]);
+    for (int r = 0; r < ROWS; ++r) part[t][r] = F::SCALED ? v_zero() : sums[t * ROWS + r];
+  for (int64_t k = 0; k < size; k += STEP) {
+#pragma GCC unroll 4
+    for (int i = 0; i < F::VECTORS; ++i) {
+      V values[TOKENS];
+      for (int t = 0; t < TOKENS; ++t) values[t] = v_load(token[t] + k + i * W);
+      for (int r = 0; r < ROWS; ++r) {
+        const V weight = F::vector(w.p + r * w.stride() + k * F::STAGE, i);
+        for (int t = 0; t < TOKENS; ++t) part[t][r] = v_fma(weight, values[t], part[t][r]);
+      }
     }
   }
   for (int t = 0; t < TOKENS; ++t)
-    for (int r = 0; r < ROWS; ++r) partial[t * SPAN + r] = sums[t][r];
+    for (int r = 0; r < ROWS; ++r)
+      sums[t * ROWS + r] = F::SCALED ? v_fma(v_set(factors[r]), part[t][r], sums[t * ROWS + r]) : part[t][r];
 }
 
-static void tiles(const float* w, int64_t size, const float* const* x, int64_t tokens, int64_t begin, V* partial, bool fresh) {
-  int64_t t = 0;
-  for (; t + TILE <= tokens; t += TILE) tile<TILE>(w, size, x + t, begin, partial + t * SPAN, fresh);
-  x += t, partial += t * SPAN;
-  switch (tokens - t) {
-    case 1: return tile<1>(w, size, x, begin, partial, fresh);
-    case 2: return tile<2>(w, size, x, begin, partial, fresh);
-#if !defined(DSV3RT_IS_AVX2)
-    case 3: return tile<3>(w, size, x, begin, partial, fresh);
-    case 4: return tile<4>(w, size, x, begin, partial, fresh);
-    case 5: return tile<5>(w, size, x, begin, partial, fresh);
+template <class F>
+static void tile_of(int64_t tokens, Piece<F> w, const float* const* x, int64_t column, int64_t size, const float* factors,
+                    V* sums) {
+  switch (tokens) {
+    case 1: return tile<F, 1>(w, x, column, size, factors, sums);
+    case 2: return tile<F, 2>(w, x, column, size, factors, sums);
+    case 3: return tile<F, 3>(w, x, column, size, factors, sums);
+#if defined(DSV3RT_512) || defined(__aarch64__)
+    case 4: return tile<F, 4>(w, x, column, size, factors, sums);
+    case 5: return tile<F, 5>(w, x, column, size, factors, sums);
+    case 6: return tile<F, 6>(w, x, column, size, factors, sums);
 #endif
     default: return;
   }
 }
 
+// Several tokens: the same sums, a few tokens at a time.
 template <class F>
-static void many(const Matrix& w, int64_t first, int64_t rows, const float* const* x, int64_t tokens, float* y, int64_t y_stride,
-                 float* scratch) {
-  float* buffer = scratch;                                         // [ROWS, DEPTH]
-  V* partial = reinterpret_cast<V*>(scratch + ROWS * DEPTH);       // [tokens, SPAN]
-  const int64_t depth = blocking(tokens).depth;
-  for (int64_t begin = 0; begin < w.columns; begin += depth) {
-    const int64_t size = begin + depth < w.columns ? depth : w.columns - begin;
-    const int64_t whole = (size + GROUP - 1) / GROUP * GROUP;
-    for (int64_t r = 0; r < rows; r += ROWS) {
-      for (int64_t i = 0; i < ROWS; ++i) {
-        if (whole != size) std::memset(buffer + i * DEPTH + size / GROUP * GROUP, 0, GROUP * sizeof(float));
-        if (r + i < rows) {
-          RowReader<F> reader;
-          reader.start(w, first + r + i);
-          unpack_row<F>(reader, w.columns, begin, size, buffer + i * DEPTH);
-        }
+static void some(const Matrix& w, int64_t first, int64_t rows, const float* const* x, int64_t tokens, float* y, int64_t y_stride) {
+  constexpr int STEP = F::VECTORS * W;
+  alignas(64) uint8_t buffer[ROWS * BLOCK * F::STAGE];
+  V sums[SOME * ROWS];
+  const Walk walk(w, rows);
+  for (int64_t row = 0, done = 0; done < rows; done += walk.height, row = walk.after(row)) {
+    for (int64_t i = 0; i < tokens * ROWS; ++i) sums[i] = v_zero();
+    for (int64_t column = 0; column < w.columns; column += BLOCK) {
+      const int64_t size = w.columns - column < BLOCK ? w.columns - column : BLOCK;
+      const uint8_t *data = w.data + (first + row) * w.row_bytes(), *p = data + column * F::BYTES;
+      float factors[ROWS];
+      for (int64_t r = 0; r < ROWS; ++r)
+        factors[r] = F::SCALED ? scale_at(scales_of(w, first + row + (walk.stride ? r : 0)), column) : 1.0f;
+      fetch<F>(data, column, walk.ahead);
+      Piece<F> now{F::STAGED ? buffer : p, walk.stride};
+      if (size < BLOCK) now = piece<F>(p, walk.stride, ROWS, size, buffer);
+      else if (F::STAGED)
+        for (int step = 0; step < BLOCK / STEP; ++step) stage_rows<F>(p, walk.stride, step, buffer);
+      for (int64_t t = 0; t < tokens;) {
+        const int64_t count = share(tokens - t, TILE);
+        tile_of<F>(count, now, x + t, column, size, factors, sums + t * ROWS);
+        t += count;
       }
-      tiles(buffer, whole, x, tokens, begin, partial + r, begin == 0);
+    }
+    for (int64_t t = 0; t < tokens; ++t) {
+      float out[ROWS];
+      sum4(sums + t * ROWS, out);
+      for (int64_t r = 0; r < walk.height; ++r) y[t * y_stride + row + r] = F::SCALED ? out[r] * E4M3_UNIT : out[r];
     }
   }
-  for (int64_t t = 0; t < tokens; ++t)
-    for (int64_t r = 0; r < rows; r += ROWS)
-      put_sums(partial + t * SPAN + r, rows - r < ROWS ? static_cast<int>(rows - r) : ROWS, y + t * y_stride + r);
+}
+
+// ---- more ---------------------------------------------------------------------------------------------------------------------
+
+// out[c * out_stride + r] = in[r * in_stride + c], 8 x 8
+static inline void transpose8(const float* in, int64_t in_stride, float* out, int64_t out_stride) {
+#if defined(DSV3RT_X86)
+  __m256 a[8], b[8];
+  for (int i = 0; i < 4; ++i) {  // rows i and i + 4, their first half and their second
+    const float *low = in + i * in_stride, *high = low + 4 * in_stride;
+    a[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1);
+    a[i + 4] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low + 4)), _mm_loadu_ps(high + 4), 1);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
+    b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+    b[i + 2] = _mm256_unpacklo_ps(a[i + 2], a[i + 3]);
+    b[i + 3] = _mm256_unpackhi_ps(a[i + 2], a[i + 3]);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    _mm256_storeu_ps(out + i * out_stride, _mm256_shuffle_ps(b[i], b[i + 2], 0x44));
+    _mm256_storeu_ps(out + (i + 1) * out_stride, _mm256_shuffle_ps(b[i], b[i + 2], 0xEE));
+    _mm256_storeu_ps(out + (i + 2) * out_stride, _mm256_shuffle_ps(b[i + 1], b[i + 3], 0x44));
+    _mm256_storeu_ps(out + (i + 3) * out_stride, _mm256_shuffle_ps(b[i + 1], b[i + 3], 0xEE));
+  }
+#else
+  for (int r = 0; r < 8; ++r)
+    for (int c = 0; c < 8; ++c) out[c * out_stride + r] = in[r * in_stride + c];
+#endif
+}
+
+// panel[k * PANEL + r] = the value of row first + r in column begin + k (in the order in which F is read), for `size` columns
+// rounded up to a whole step; rows from `rows` on, and columns from w.columns on, are zero.
+template <class F>
+static void unpack_panel(const Matrix& w, int64_t first, int64_t rows, int64_t begin, int64_t size, float* panel) {
+  constexpr int STEP = F::VECTORS * W;
+  alignas(64) uint8_t buffer[BLOCK * F::STAGE];
+  alignas(64) float values[8][BLOCK];
+  for (int64_t column = begin; column < begin + size; column += BLOCK) {
+    const int64_t width = begin + size - column < BLOCK ? begin + size - column : BLOCK, steps = (width + STEP - 1) / STEP;
+    for (int64_t group = 0; group < PANEL; group += 8) {
+      const V scale = v_set(F::SCALED ? scale_at(scales_of(w, first), column) * E4M3_UNIT : 1.0f);  // a panel never crosses a block of rows
+      for (int64_t r = 0; r < 8; ++r) {
+        if (group + r >= rows) {
+          std::memset(values[r], 0, sizeof values[r]);
+          continue;
+        }
+        const uint8_t* p = w.data + (first + group + r) * w.row_bytes() + column * F::BYTES;
+        for (int64_t line = 0; line < width * F::BYTES; line += 64) prefetch(p + PANEL * w.row_bytes() + line);
+        p = piece<F>(p, w.row_bytes(), 1, width, buffer).p;
+        for (int64_t step = 0; step < steps; ++step)
+          for (int i = 0; i < F::VECTORS; ++i) {
+            const V value = F::vector(p + step * STEP * F::STAGE, i);
+            v_store(values[r] + step * STEP + i * W, F::SCALED ? value * scale : value);
+          }
+      }
+      float* out = panel + (column - begin) * PANEL + group;
+      for (int64_t k = 0; k < steps * STEP; k += 8) transpose8(values[0] + k, BLOCK, out + k * PANEL, PANEL);
+    }
+  }
+}
+
+// sums[t][..] += panel . x[t] over `size` columns; sums [T, SPAN], of which this is PANEL columns
+template <int TOKENS>
+static void crowd_tile(const float* panel, int64_t size, const float* const* x, int64_t begin, float* sums, bool fresh) {
+  V part[TOKENS][2];
+  for (int t = 0; t < TOKENS; ++t)
+    for (int i = 0; i < 2; ++i) part[t][i] = fresh ? v_zero() : v_load(sums + t * SPAN + i * W);
+  const float* token[TOKENS];
+  for (int t = 0; t < TOKENS; ++t) token[t] = x[t] + begin;
+  for (int64_t k = 0; k < size; ++k) {
+    const V low = v_load(panel + k * PANEL), high = v_load(panel + k * PANEL + W);
+    for (int t = 0; t < TOKENS; ++t) {
+      const V value = v_set(token[t][k]);
+      part[t][0] = v_fma(low, value, part[t][0]);
+      part[t][1] = v_fma(high, value, part[t][1]);
+    }
+  }
+  for (int t = 0; t < TOKENS; ++t)
+    for (int i = 0; i < 2; ++i) v_store(sums + t * SPAN + i * W, part[t][i]);
+}
+
+static void crowd_tiles(const float* panel, int64_t size, const float* const* x, int64_t tokens, int64_t begin, float* sums,
+                        bool fresh) {
+  for (int64_t t = 0; t < tokens;) {
+    const int64_t count = share(tokens - t, CROWD_TILE);
+    const float* const* xs = x + t;
+    float* out = sums + t * SPAN;
+    switch (count) {
+      case 1: crowd_tile<1>(panel, size, xs, begin, out, fresh); break;
+      case 2: crowd_tile<2>(panel, size, xs, begin, out, fresh); break;
+      case 3: crowd_tile<3>(panel, size, xs, begin, out, fresh); break;
+      case 4: crowd_tile<4>(panel, size, xs, begin, out, fresh); break;
+      case 5: crowd_tile<5>(panel, size, xs, begin, out, fresh); break;
+      case 6: crowd_tile<6>(panel, size, xs, begin, out, fresh); break;
+#if defined(DSV3RT_512) || defined(__aarch64__)
+      case 7: crowd_tile<7>(panel, size, xs, begin, out, fresh); break;
+      case 8: crowd_tile<8>(panel, size, xs, begin, out, fresh); break;
+      case 9: crowd_tile<9>(panel, size, xs, begin, out, fresh); break;
+      case 10: crowd_tile<10>(panel, size, xs, begin, out, fresh); break;
+      case 11: crowd_tile<11>(panel, size, xs, begin, out, fresh); break;
+      default: crowd_tile<12>(panel, size, xs, begin, out, fresh); break;
+#endif
+    }
+    t += count;
+  }
+}
+
+template <class F>
+static void crowd(const Matrix& w, int64_t first, int64_t rows, const float* const* x, int64_t tokens, float* y, int64_t y_stride,
+                  float* scratch) {
+  float *panel = scratch, *sums = scratch + PANEL * DEPTH;  // [DEPTH, PANEL], [tokens, SPAN]
+  for (int64_t begin = 0; begin < w.columns; begin += DEPTH) {
+    const int64_t size = begin + DEPTH < w.columns ? DEPTH : w.columns - begin;
+    const int64_t whole = (size + F::VECTORS * W - 1) / (F::VECTORS * W) * (F::VECTORS * W);
+    for (int64_t r = 0; r < rows; r += PANEL) {
+      unpack_panel<F>(w, first + r, rows - r, begin, size, panel);
+      crowd_tiles(panel, whole, x, tokens, begin, sums + r, begin == 0);
+    }
+  }
+  for (int64_t t = 0; t < tokens; ++t) std::memcpy(y + t * y_stride, sums + t * SPAN, static_cast<size_t>(rows) * sizeof(float));
 }
 
 template <class F>
 static void dot_format(const Matrix& w, int64_t first, int64_t rows, const float* const* x, int64_t tokens, float* y,
                        int64_t y_stride, float* scratch) {
-  switch (tokens <= FEW ? tokens : FEW + 1) {
-    case 0: return;
-    case 1: return few_rows<F, 1>(w, first, rows, x, y, y_stride);
-    case 2: return few_rows<F, 2>(w, first, rows, x, y, y_stride);
-    case 3: return few_rows<F, 3>(w, first, rows, x, y, y_stride);
-    case 4: return few_rows<F, 4>(w, first, rows, x, y, y_stride);
-    default: break;
-  }
-  for (int64_t t = 0; t < tokens; t += CROWD) {
-    const int64_t count = tokens - t < CROWD ? tokens - t : CROWD, span = blocking(count).span;
-    for (int64_t r = 0; r < rows; r += span)
-      many<F>(w, first + r, rows - r < span ? rows - r : span, x + t, count, y + t * y_stride + r, y_stride, scratch);
+  if (tokens == 0) return;
+  if (tokens == 1) return one<F>(w, first, rows, x[0], y);
+  if (tokens <= SOME) return some<F>(w, first, rows, x, tokens, y, y_stride);
+  for (int64_t t = 0; t < tokens;) {
+    const int64_t count = share(tokens - t, CROWD);
+    for (int64_t r = 0; r < rows;) {
+      const int64_t edge = SPAN - (first + r) % SPAN, span = rows - r < edge ? rows - r : edge;
+      crowd<F>(w, first + r, span, x + t, count, y + t * y_stride + r, y_stride, scratch);
+      r += span;
+    }
+    t += count;
   }
 }
 
@@ -240,13 +398,13 @@ static void dot(const Matrix& w, int64_t first, int64_t rows, const float* const
 }
 
 static int64_t scratch_floats(int64_t tokens) {
-  return tokens <= FEW ? 0 : ROWS * DEPTH + (tokens < CROWD ? tokens : CROWD) * SPAN * W;
+  return tokens <= SOME ? 0 : PANEL * DEPTH + (tokens < CROWD ? tokens : CROWD) * SPAN;
 }
 
 // ---- activations --------------------------------------------------------------------------------------------------------------
 
 template <class F>
-static bool natural_format() {
+static constexpr bool natural_format() {
   for (int i = 0; i < F::VECTORS * W; ++i)
     if (F::order(i) != i) return false;
   return true;
@@ -262,16 +420,37 @@ static bool natural(Format format) {
 }
 
 template <class F>
+static constexpr bool even_odd() {
+  constexpr int HALF = F::VECTORS * W / 2;
+  for (int i = 0; i < 2 * HALF; ++i)
+    if (F::order(i) != (i < HALF ? 2 * i : 2 * (i - HALF) + 1)) return false;
+  return true;
+}
+
+#if defined(DSV3RT_X86)
+// 2 * W values: those of even index, those of odd index.
+static inline void split(const float* x, float* even, float* odd) {
+#if defined(DSV3RT_512)
+  const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
+  const __m512i index = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  _mm512_storeu_ps(even, _mm512_permutex2var_ps(a, index, b));
+  _mm512_storeu_ps(odd, _mm512_permutex2var_ps(a, _mm512_add_epi32(index, _mm512_set1_epi32(1)), b));
+#else
+  const __m256 a = _mm256_loadu_ps(x), b = _mm256_loadu_ps(x + 8);  // the shuffles work within halves
+  const __m256d evens = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0x88)), odds = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0xDD));
+  _mm256_storeu_ps(even, _mm256_castpd_ps(_mm256_permute4x64_pd(evens, 0xD8)));
+  _mm256_storeu_ps(odd, _mm256_castpd_ps(_mm256_permute4x64_pd(odds, 0xD8)));
+#endif
+}
+#endif
+
+template <class F>
 static inline void arrange_group(const float* x, float* out) {
   constexpr int STEP = F::VECTORS * W;
   for (int step = 0; step < GROUP; step += STEP) {
-#if defined(DSV3RT_512)
-    if (F::VECTORS == 2) {
-      alignas(64) int32_t index[2 * W];
-      for (int i = 0; i < 2 * W; ++i) index[i] = F::order(i);
-      const __m512 a = _mm512_loadu_ps(x + step), b = _mm512_loadu_ps(x + step + 16);
-      _mm512_storeu_ps(out + step, _mm512_permutex2var_ps(a, _mm512_load_si512(index), b));
-      _mm512_storeu_ps(out + step + 16, _mm512_permutex2var_ps(a, _mm512_load_si512(index + 16), b));
+#if defined(DSV3RT_X86)
+    if (even_odd<F>()) {
+      for (int i = 0; i < STEP / 2; i += W) split(x + step + 2 * i, out + step + i, out + step + STEP / 2 + i);
       continue;
     }
 #endif

@@ -31,7 +31,7 @@ class Arranged {
       for (int64_t t = 0; t < tokens; ++t) rows_[t] = x + t * columns;
       return;
     }
-    const int64_t width = padded(columns);
+    const int64_t width = row_stride(columns);
     float* out = dsv3rt::scratch<Tag>(tokens * width);
     for (int64_t t = 0; t < tokens; ++t) rows_[t] = out + t * width;
     const auto arrange = kernels().arrange;

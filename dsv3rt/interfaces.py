@@ -149,8 +149,8 @@ class DraftRule:
     """0 means all."""
     top_p: float = 1.0
     min_p: float = 0.0
-    uniform: Callable[[], float] = float
-    """A fresh number in [0, 1) at each call, from the answer's own generator."""
+    uniforms: Callable[[int], Tensor] = torch.rand
+    """So many fresh numbers in [0, 1), float64 [n] on the CPU, from the answer's own generator."""
 
 
 @dataclass(frozen=True)
@@ -170,10 +170,8 @@ class Verified:
 
     settled: Sequence[int]
     """The accepted drafts and the token after them: at least one."""
-    drafts: Sequence[int]
+    drafts: Drafts
     """The next ones."""
-    finite: bool
-    """Whether the logits were numbers."""
     logits_TV: Tensor
     """float32: row i is what settled[i] was chosen from."""
 
@@ -232,12 +230,16 @@ class DraftSession(Protocol):
 
 @runtime_checkable
 class FusesSteps(Protocol):
-    """A DraftSession that can also verify greedily, observe and draft again in one go (one graph, one wait)."""
+    """A DraftSession that can also verify, observe and draft again in one go (one graph, one wait)."""
 
-    def verify(self, token_ids: Sequence[int], position: int, caches: Sequence[Cache]) -> Verified | None:
+    def verify(
+        self, newest: int, drafts: Drafts, position: int, caches: Sequence[Cache], rule: DraftRule
+    ) -> Verified | None:
         """Run the decoder over the newest token, which sits at `position`, and its drafts; accept; draft as many again.
 
-        None when it cannot now (not everything before `position` has been observed and drafted from).
+        With temperature 0 tokens are the likeliest ones, else they have the distribution of `rule` exactly. None, with
+        nothing changed that counts, when it cannot now: not everything before `position` has been observed and drafted
+        from, the logits are not numbers, or the distribution is not one that it can draw from.
         """
         ...
 

@@ -23,8 +23,9 @@ def settle(sampler: Sampler, logits_TV: Tensor, drafts: Drafts, history: Sequenc
     before: list[int] = list(history) if penalised else []
     settled: list[int] = []
     for j, draft in enumerate(drafts.token_ids):
-        token = _greedy(sampler, logits_TV[j], before) if sampler.params.greedy else None
-        if token is None:
+        if sampler.params.greedy:
+            token = sampler.greedy(logits_TV[j], before)
+        else:
             token = _rejection(sampler, logits_TV[j], before, drafts, j)
         settled.append(token)
         if token != draft:
@@ -35,22 +36,19 @@ def settle(sampler: Sampler, logits_TV: Tensor, drafts: Drafts, history: Sequenc
     return settled
 
 
-def _greedy(sampler: Sampler, logits_V: Tensor, before: Sequence[int]) -> int:
-    return sampler.greedy(logits_V, before)
-
-
 def _rejection(sampler: Sampler, logits_V: Tensor, before: Sequence[int], drafts: Drafts, j: int) -> int:
     """The draft with probability min(1, p/q), else a token drawn from max(0, p - q) (arXiv 2211.17192, algorithm 1)."""
     draft = drafts.token_ids[j]
     p_V = sampler.probabilities(logits_V, before)
+    uniform = float(sampler.uniforms(1))
     if drafts.candidates is None:
-        if sampler.uniform() < float(p_V[draft]):
+        if uniform < float(p_V[draft]):
             return draft
         rest_V = p_V.index_fill(0, p_V.new_tensor([draft]).long(), 0.0)
     else:
         ids_C, q_C = drafts.candidates[0][j], drafts.candidates[1][j]
         q = float(q_C[ids_C == draft].sum())
-        if sampler.uniform() * q < float(p_V[draft]):
+        if uniform * q < float(p_V[draft]):
             return draft
         rest_V = p_V.scatter_add(0, ids_C, -q_C).clamp_(min=0)
     # nothing is left when p = q but for rounding: then p itself is as good

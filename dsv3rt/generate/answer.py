@@ -48,7 +48,7 @@ class Answer:
                 new.append(settled.token_id)
                 self.token_ids.append(settled.token_id)
                 if self.logprobs is not None:
-                    self.logprobs.append(token_logprobs(settled.logits_V, settled.token_id, self._top))
+                    self.logprobs.append(token_logprobs(settled.logits, settled.token_id, self._top))
                 shown = self._show(settled.token_id)
                 if shown is None:
                     self.finish_reason = "stop"

@@ -7,6 +7,7 @@ the most tokens per second is taken; others are looked at again now and then, ev
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -14,17 +15,15 @@ MEMORY = 0.97
 """What a past draft counts for after another one at the same position: about thirty are remembered."""
 PRIOR = 4.0
 """How many drafts the first guess is worth."""
-SMOOTHING = 0.2
-"""Weight of the newest step's cost."""
-OUTLIER = 3.0
-"""A step that costs this many times the usual was interrupted by something else."""
-FIRST_LOOK, LAST_LOOK = 64, 2048
+RECENT = 9
+"""How many of the newest steps of a count say what it costs: their median, which an interruption does not move."""
+FIRST_LOOK, LAST_LOOK = 128, 4096
 """Steps between looks at other counts: the first interval, doubled each time nothing changes, and the longest."""
-LOOK_STEPS = 2
+LOOK_STEPS = 3
 """Steps of one look, beside the one that begins drafting."""
 QUICKER = 0.6
 """A step that takes less than this share of the usual: compiled graphs have taken over, if the next one does too."""
-MARGIN = 1.02
+MARGIN = 1.03
 """How much better another count must be to change to it: changing is not free."""
 
 
@@ -60,57 +59,63 @@ class Meter:
         return total
 
 
-@dataclass
 class Costs:
     """Seconds a step of so many drafts takes, drafting included."""
 
-    measured: dict[int, float] = field(default_factory=dict)
-    _quick: int = 0
-    """Steps in a row that were much quicker than usual."""
+    def __init__(self) -> None:
+        self._recent: dict[int, deque[float]] = {}
+        self._quick = 0
+        """Steps in a row that were much quicker than usual."""
 
     def record(self, count: int, seconds: float) -> bool:
         """Take note of a step; True when all that was measured before it is out of date (and has been forgotten)."""
-        old = self.measured.get(count, seconds)
-        self._quick = self._quick + 1 if seconds < QUICKER * old else 0
-        if self._quick == 2:
+        usual = self.measured(count)
+        self._quick = self._quick + 1 if usual is not None and seconds < QUICKER * usual else 0
+        outdated = self._quick == 2
+        if outdated:
             self._quick = 0
-            self.measured.clear()
-            self.measured[count] = seconds
-            return True
-        self.measured[count] = old + SMOOTHING * (min(seconds, OUTLIER * old) - old)
-        return False
+            self._recent.clear()
+        self._recent.setdefault(count, deque(maxlen=RECENT)).append(seconds)
+        return outdated
+
+    def measured(self, count: int) -> float | None:
+        """The median of the newest steps, of two the lower; None when there were none."""
+        recent = self._recent.get(count)
+        return None if recent is None else sorted(recent)[(len(recent) - 1) // 2]
 
     def of(self, count: int) -> float | None:
         """As measured; else along the line through the two nearest measured; None when too little is known."""
-        if count in self.measured:
-            return self.measured[count]
-        known = sorted(self.measured, key=lambda other: (abs(other - count), other))
-        if len(known) < 2:
+        if (known := self.measured(count)) is not None:
+            return known
+        near = sorted(self._recent, key=lambda other: (abs(other - count), other))[:2]
+        values = [value for value in map(self.measured, near) if value is not None]
+        if len(values) < 2:
             return None
-        (near, far), slope_min = known[:2], 0.0
-        slope = (self.measured[far] - self.measured[near]) / (far - near)
-        return max(self.measured[near] + max(slope, slope_min) * (count - near), 1e-9)
+        slope = (values[1] - values[0]) / (near[1] - near[0])
+        return max(values[0] + max(slope, 0.0) * (count - near[0]), 1e-9)
 
 
 class TypicalCosts(Costs):
     """What steps cost on most machines, relative to one without drafts; no clock changes it."""
 
-    def __init__(self, limit: int) -> None:
-        super().__init__({count: 1 + 0.3 * count for count in range(limit + 1)})
-
     def record(self, count: int, seconds: float) -> bool:
         """Stays as it is."""
         return False
 
+    def of(self, count: int) -> float:
+        return 1 + 0.3 * count
+
 
 class FixedCount:
-    """As many drafts as the user said."""
+    """As many drafts as the user said, after `looks` steps without, which tell what these cost."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, looks: int = 0) -> None:
         self.count = count
+        self._looks = looks
 
     def choose(self) -> int:
-        return self.count
+        self._looks -= 1
+        return 0 if self._looks >= 0 else self.count
 
     def record(self, drafted: int, accepted: int, seconds: float | None) -> None:
         """Nothing to learn."""

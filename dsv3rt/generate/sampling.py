@@ -156,9 +156,9 @@ class Sampler:
         # Rounding may put the point on the total itself, past the last index that has any weight.
         return index if index < weights.numel() else int(weights.nonzero()[-1])
 
-    def uniform(self) -> float:
-        """A number in [0, 1) from this answer's generator: accepts or rejects a draft."""
-        return float(torch.rand((), generator=self._generator, dtype=torch.float64))
+    def uniforms(self, count: int) -> Tensor:
+        """Numbers in [0, 1), float64 [count] on the CPU, from this answer's generator."""
+        return torch.rand(count, generator=self._generator, dtype=torch.float64)
 
     def candidates(self, logits_V: Tensor, history: Sequence[int] = ()) -> tuple[Tensor | None, Tensor]:
         """(ids [K], probs [K]) of the tokens that survive, ascending ids; ids None means every token, K = V."""

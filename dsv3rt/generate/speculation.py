@@ -14,12 +14,12 @@ from typing import Protocol
 from torch import Tensor
 
 from dsv3rt.generate.acceptance import settle
-from dsv3rt.generate.draft_count import AutoCount, Costs, FixedCount, TypicalCosts
+from dsv3rt.generate.draft_count import LOOK_STEPS, AutoCount, Costs, FixedCount, TypicalCosts
 from dsv3rt.generate.results import Speculation
 from dsv3rt.generate.sampling import Sampler
 from dsv3rt.generate.sequence import Sequence
 from dsv3rt.generate.steps import Settled
-from dsv3rt.interfaces import DraftRule, Drafts, DraftSession, FusesSteps, PredictionHead
+from dsv3rt.interfaces import DraftRule, Drafts, DraftSession, FusesSteps, PredictionHead, Verified
 
 NO_DRAFTS = Drafts([])
 
@@ -38,6 +38,7 @@ class Record:
 
     tried: list[int] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
+    drafted: int = 0
     tokens: int = 0
     seconds: float = 0.0
 
@@ -52,11 +53,9 @@ class Record:
             self.kept[j] += j < accepted
         self.drafted += drafted
 
-    drafted: int = 0
-
     def result(self, costs: Costs) -> Speculation:
         """The report; `costs` knows what a step without drafts takes."""
-        plain = costs.measured.get(0)
+        plain = costs.measured(0)
         return Speculation(
             drafted=self.drafted,
             accepted=sum(self.kept),
@@ -85,9 +84,10 @@ class Speculator:
         (How many are drafted does not change the distribution, but which text is drawn from it.)
         """
         if drafts != "auto":
-            return FixedCount(min(int(drafts), self.max_drafts))
+            known = repeatable or self.costs.measured(0) is not None
+            return FixedCount(min(int(drafts), self.max_drafts), 0 if known else LOOK_STEPS)
         if repeatable:
-            return AutoCount(self.max_drafts, TypicalCosts(self.max_drafts))
+            return AutoCount(self.max_drafts, TypicalCosts())
         return self._auto
 
     def result(self) -> Speculation:
@@ -122,70 +122,63 @@ class Speculator:
         sequence, session = self.sequence, self.session
         params = sampler.params
         rule = DraftRule(
-            0.0 if params.greedy else params.temperature, params.top_k, params.top_p, params.min_p, sampler.uniform
+            0.0 if params.greedy else params.temperature, params.top_k, params.top_p, params.min_p, sampler.uniforms
         )
-        fused = (
-            session if params.greedy and params.repetition_penalty == 1 and isinstance(session, FusesSteps) else None
-        )
+        fused = session if params.repetition_penalty == 1 and isinstance(session, FusesSteps) else None
         newest = sampler.next_token(logits_V, sequence.token_ids)
         assert self._tail is not None
         session.observe([newest], self._tail[0], self._tail[1])
         wanted = min(counter.choose(), self._room())
         drafts = session.draft(wanted, rule) if wanted else NO_DRAFTS
-        yield [Settled(newest, logits_V)]
+        yield [Settled(newest, logits_V[None], 0)]
         while True:
             started = time.perf_counter()
             wanted = min(counter.choose(), self._room())
-            count = min(len(drafts.token_ids), max(0, sequence.capacity - sequence.computed - 1))
-            if count < len(drafts.token_ids):
-                drafts = _cut(drafts, count)
-            steady = count == wanted
-            result = self._fused(fused, newest, drafts, sampler) if fused is not None and steady and count else None
-            if result is None:
-                result = self._apart(newest, drafts, sampler)
+            room = max(0, sequence.capacity - sequence.computed - 1)
+            if room < len(drafts.token_ids):
+                drafts = _cut(drafts, room)
+            drafted = len(drafts.token_ids)
+            steady = drafted == wanted
+            verified = self._fused(fused, newest, drafts, rule) if fused is not None and steady and drafted else None
+            if verified is not None:
+                settled, following, logits_TV = verified.settled, verified.drafts, verified.logits_TV
+            else:
+                settled, logits_TV = self._apart(newest, drafts, sampler)
+                following = NO_DRAFTS
                 if wanted:
                     following = session.draft(wanted, rule)
-                    steady = steady and len(following.token_ids) == count
-                else:
-                    following = NO_DRAFTS
-            else:
-                following = Drafts(result[2])
-            settled, logits_TV = result[0], result[1]
+                    steady = steady and len(following.token_ids) == drafted
             seconds = time.perf_counter() - started
-            drafted, accepted = len(drafts.token_ids), len(settled) - 1
+            accepted = len(settled) - 1
             self.record.add(drafted, accepted, seconds)
+            if steady and counter is not self._auto:  # which notes them itself
+                self.costs.record(drafted, seconds)
             counter.record(drafted, accepted, seconds if steady else None)
             newest, drafts = settled[-1], following
-            yield [Settled(token, logits_TV[i]) for i, token in enumerate(settled)]
+            yield [Settled(token, logits_TV, i) for i, token in enumerate(settled)]
 
     def _room(self) -> int:
         """How many tokens may be drafted so that all of them still fit the context."""
         return max(0, self.sequence.capacity - len(self.sequence.token_ids) - 2)
 
-    def _apart(self, newest: int, drafts: Drafts, sampler: Sampler) -> tuple[list[int], Tensor, list[int]]:
-        """Verify, accept and observe, one after another: (settled tokens, logits [T, V], no drafts)."""
+    def _apart(self, newest: int, drafts: Drafts, sampler: Sampler) -> tuple[list[int], Tensor]:
+        """Verify, accept and observe, one after another: (settled tokens, logits [T, V])."""
         sequence, start = self.sequence, self.sequence.computed
         logits_TV, hidden_TD = sequence.extend([newest, *drafts.token_ids], last=None)
         history = sequence.token_ids[: start + 1] if sampler.params.repetition_penalty != 1 else ()
         settled = settle(sampler, logits_TV, drafts, history)
         sequence.rewind(start + len(settled))
         self.session.observe(settled, hidden_TD, start)
-        return settled, logits_TV, []
+        return settled, logits_TV
 
-    def _fused(
-        self, session: FusesSteps, newest: int, drafts: Drafts, sampler: Sampler
-    ) -> tuple[list[int], Tensor, list[int]] | None:
-        """The same in one go, when the head can: (settled tokens, logits [T, V], the next drafts)."""
+    def _fused(self, session: FusesSteps, newest: int, drafts: Drafts, rule: DraftRule) -> Verified | None:
+        """The same and the next drafts in one go, when the head can."""
         sequence, start = self.sequence, self.sequence.computed
-        tokens = [newest, *drafts.token_ids]
-        verified = session.verify(tokens, start, sequence.window(start + len(tokens)))
-        if verified is None:
-            return None
-        if not verified.finite:
-            for logits_V in verified.logits_TV[: len(verified.settled)]:
-                sampler.greedy(logits_V)  # raises, as it would have without drafts
-        sequence.settle([newest, *verified.settled[:-1]])
-        return list(verified.settled), verified.logits_TV, list(verified.drafts)
+        caches = sequence.window(start + 1 + len(drafts.token_ids))
+        verified = session.verify(newest, drafts, start, caches, rule)
+        if verified is not None:
+            sequence.settle([newest, *verified.settled[:-1]])
+        return verified
 
 
 def _cut(drafts: Drafts, count: int) -> Drafts:

@@ -1,12 +1,12 @@
 """The decode loop: one step after another, each settling one token or more.
 
-Legend: V vocabulary.
+Legend: T rows, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -14,18 +14,23 @@ from dsv3rt.generate.sampling import Sampler
 from dsv3rt.generate.sequence import Sequence
 
 
-@dataclass(frozen=True)
-class Settled:
-    """A token that stays, and the logits [V] it was chosen from."""
+class Settled(NamedTuple):
+    """A token that stays, and where the logits are that it was chosen from."""
 
     token_id: int
-    logits_V: Tensor
+    logits_TV: Tensor
+    row: int
+
+    @property
+    def logits(self) -> Tensor:
+        """[V]."""
+        return self.logits_TV[self.row]
 
 
 def plain_steps(sequence: Sequence, logits_V: Tensor, sampler: Sampler) -> Iterator[list[Settled]]:
     """One token a step, for ever: the consumer stops asking. `logits_V` follow the last token of `sequence`."""
+    logits_TV = logits_V[None]
     while True:
-        token = sampler.next_token(logits_V, sequence.token_ids)
-        yield [Settled(token, logits_V)]
-        logits, _ = sequence.extend([token])
-        logits_V = logits[-1]
+        token = sampler.next_token(logits_TV[-1], sequence.token_ids)
+        yield [Settled(token, logits_TV, -1)]
+        logits_TV, _ = sequence.extend([token])

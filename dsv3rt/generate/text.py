@@ -54,6 +54,8 @@ class StopMatcher:
 
     def push(self, text: str) -> str:
         """The part of the stream that may be shown now. After a match, always empty."""
+        if not self._stops:
+            return text
         if self.matched is not None:
             return ""
         text = self._held + text

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from dsv3rt.interfaces import Cache, Compile, Compiled, DraftRule, Drafts, Verified
 from dsv3rt.model.cache import reads_only_used, window
-from dsv3rt_mtp.graphs import CANDIDATES, FusedStep, GreedyDraft, SampledDraft
+from dsv3rt_mtp.graphs import CANDIDATES, GreedyDraft, GreedyStep, SampledDraft, SampledStep
 
 if TYPE_CHECKING:
     from dsv3rt_mtp.head import MTPHead
@@ -23,6 +23,8 @@ CATCH_UP = 512
 """Rows waiting at most; more are passed through the modules in batches of this size."""
 COMPILE_AFTER = 8
 """Uses of a draft count, outside fused steps, after which it is compiled for."""
+APART_AFTER_MISS = 32
+"""Steps not to be fused after one whose shortlists were too short: the next distributions will be as flat."""
 
 
 class MTPSession:
@@ -50,6 +52,9 @@ class MTPSession:
         """Hidden states [.., D] of the rows from `_final` on."""
         self._graphs: dict[tuple[str, int], Compiled | GreedyDraft | SampledDraft] = {}
         self._uses: dict[tuple[str, int], int] = {}
+        self._rule: tuple[DraftRule, Tensor] | None = None
+        self._apart = 0
+        """Steps still not to be fused."""
 
     @property
     def observed(self) -> int:
@@ -112,10 +117,7 @@ class MTPSession:
         if rule.temperature == 0:
             drafts = Drafts(self._graph(GreedyDraft, count)(*args).tolist())
         else:
-            top_k = float(min(rule.top_k or CANDIDATES, CANDIDATES))
-            args.append(torch.tensor([rule.temperature, top_k, rule.top_p, rule.min_p], device=self.device))
-            draws = [rule.uniform() for _ in range(max(count, depth))]
-            args.append(torch.tensor(draws, dtype=torch.float32, device=self.device))
+            args += [self._numbers(rule), rule.uniforms(max(count, depth)).to(self.device)]
             tokens, ids_kC, probs_kC = self._graph(SampledDraft, count)(*args)
             drafts = Drafts(tokens.tolist(), (ids_kC, probs_kC))
         again = min(depth - 1, known)
@@ -132,23 +134,50 @@ class MTPSession:
             self._graphs[key] = self._compile(kind(self.head, count))
         return self._graphs[key]
 
-    @torch.inference_mode()
-    def verify(self, token_ids: Sequence[int], position: int, caches: Sequence[Cache]) -> Verified | None:
-        count = len(token_ids) - 1
+    def _numbers(self, rule: DraftRule) -> Tensor:
+        """The rule as graphs take it; made once an answer."""
+        if self._rule is None or self._rule[0] is not rule:
+            numbers = [rule.temperature, float(rule.top_k), rule.top_p, rule.min_p]
+            self._rule = rule, torch.tensor(numbers, device=self.device)
+        return self._rule[1]
+
+    def verify(
+        self, newest: int, drafts: Drafts, position: int, caches: Sequence[Cache], rule: DraftRule
+    ) -> Verified | None:
+        count = len(drafts.token_ids)
         ready = self._final == len(self._next_ids) == position
         if self.head.depth > 1 or not 1 <= count <= self.head.max_drafts or not ready:
             return None
-        key = (FusedStep.__name__, count)
-        if key not in self._graphs:
-            self._graphs[key] = self._compile(FusedStep(self._decoder, self.head, count))
-        packed, logits_TV = self._graphs[key](
-            torch.tensor([token_ids], device=self.device),
-            torch.tensor([position], device=self.device),
+        args: list[Any] = [
+            torch.tensor([newest, *drafts.token_ids, position], device=self.device),
             caches,
             self._window(position + 2 * count + 1),
-        )
-        *tokens, accepted, finite = packed.tolist()
-        settled, drafts = tokens[: accepted + 1], tokens[count + 1 :]
+        ]
+        if rule.temperature == 0:
+            packed, logits_TV = self._step(GreedyStep, count)(*args)
+            candidates = None
+        else:
+            if drafts.candidates is None or not self._worth_fusing(rule):
+                return None
+            args += [*drafts.candidates, self._numbers(rule), rule.uniforms(2 * count + 1).to(self.device)]
+            packed, logits_TV, *following = self._step(SampledStep, count)(*args)
+            candidates = following[0], following[1]
+        *tokens, accepted, fine = packed.tolist()
+        if not fine:
+            self._apart = APART_AFTER_MISS
+            return None
+        settled = tokens[: accepted + 1]
         self._next_ids.extend(settled)
         self._final = len(self._next_ids)
-        return Verified(settled, drafts, bool(finite), logits_TV)
+        return Verified(settled, Drafts(tokens[count + 1 :], candidates), logits_TV)
+
+    def _worth_fusing(self, rule: DraftRule) -> bool:
+        """Whether shortlists are likely to hold all that may be drawn."""
+        self._apart -= self._apart > 0
+        return self._apart == 0 and (rule.top_p < 1 or rule.min_p > 0 or 0 < rule.top_k < CANDIDATES)
+
+    def _step(self, kind: type[GreedyStep] | type[SampledStep], count: int) -> Callable[..., Any]:
+        key = (kind.__name__, count)
+        if key not in self._graphs:
+            self._graphs[key] = self._compile(kind(self._decoder, self.head, count))
+        return self._graphs[key]

@@ -83,7 +83,7 @@ class MarkovSession:
                 token = int(logits_V.argmax())
             else:
                 probs.append(torch.softmax(logits_V / rule.temperature, dim=-1))
-                token = min(int((probs[-1].cumsum(0) <= rule.uniform()).sum()), len(logits_V) - 1)
+                token = min(int((probs[-1].cumsum(0) <= float(rule.uniforms(1))).sum()), len(logits_V) - 1)
             tokens.append(token)
         if not probs:
             return Drafts(tokens)

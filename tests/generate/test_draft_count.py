@@ -113,9 +113,19 @@ def test_costs_between_measured_ones_are_on_their_line() -> None:
     costs.record(2, 2.0)
     assert costs.of(1) == pytest.approx(1.5)
     assert costs.of(4) == pytest.approx(3.0)
-    for _ in range(100):
-        costs.record(0, 50.0)  # one interruption counts for little, a lasting change is believed
-    assert costs.of(0) == pytest.approx(50.0, rel=0.01)
+
+
+def test_an_interruption_does_not_count_but_a_lasting_change_does() -> None:
+    costs = Costs()
+    costs.record(0, 50.0)  # the very first, too, may have waited for something
+    costs.record(0, 1.0)
+    assert costs.of(0) == 1.0
+    for seconds in (1.1, 0.9, 30.0, 1.0, 40.0):
+        costs.record(0, seconds)
+    assert costs.of(0) == 1.1
+    for _ in range(9):
+        costs.record(0, 2.0)
+    assert costs.of(0) == 2.0
 
 
 def test_steps_that_become_much_quicker_void_what_was_measured() -> None:
@@ -124,4 +134,9 @@ def test_steps_that_become_much_quicker_void_what_was_measured() -> None:
         assert not costs.record(count, 1.0 + count)
     assert not costs.record(0, 0.1)  # once may be chance
     assert costs.record(0, 0.1)
-    assert costs.measured == {0: 0.1}
+    assert costs.measured(0) == 0.1 and costs.measured(1) is None
+
+
+def test_a_fixed_count_begins_with_what_not_drafting_costs() -> None:
+    counter = FixedCount(3, looks=2)
+    assert [counter.choose() for _ in range(4)] == [0, 0, 3, 3]

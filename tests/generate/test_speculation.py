@@ -193,7 +193,8 @@ def test_a_seed_means_a_text_however_long_steps_take() -> None:
     texts = []
     for slow in (0.0, 0.02):
         spec = speculator(engine, head)
-        spec.costs.measured.update({0: 0.001, 1: 0.001 + slow})
+        spec.costs.record(0, 0.001)
+        spec.costs.record(1, 0.001 + slow)
         sampler = Sampler(SamplingParams(temperature=1.0, top_p=1.0, seed=5))
         steps = spec.steps(spec.read([1, 2]), sampler, spec.counter("auto", repeatable=True))
         texts.append([settled.token_id for step in itertools.islice(steps, 80) for settled in step])

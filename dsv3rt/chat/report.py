@@ -9,13 +9,18 @@ from typing import Any, Protocol
 class Timed(Protocol):
     """Of `generate.results.Generation`, what a report needs."""
 
-    finish_reason: Any
-    timings: Any
-    speculation: Any
+    @property
+    def finish_reason(self) -> Any: ...
+
+    @property
+    def timings(self) -> Any: ...
+
+    @property
+    def speculation(self) -> Any: ...
 
 
 def footer(answer: Timed) -> str:
-    """One line: tokens, tokens/s, prompt tokens/s, time to first token, acceptance, peak memory."""
+    """One line: tokens, tokens/s, prompt tokens/s, time to first token, drafting, peak memory."""
     timings, speculation = answer.timings, answer.speculation
     parts = [
         f"{timings.gen_tokens} tokens, {speed(timings.gen_tps)}",
@@ -23,9 +28,16 @@ def footer(answer: Timed) -> str:
         f"first after {seconds(timings.ttft_s)}",
     ]
     if speculation.drafted:
-        parts.append(f"drafts accepted {speculation.acceptance:.0%}")
+        parts.append(drafting(speculation))
     parts.append(f"peak {gigabytes(timings.peak_rss_bytes)}")
     return " · ".join(parts)
+
+
+def drafting(speculation: Any) -> str:
+    """How many drafts were accepted, in all and by position, and what that was worth."""
+    rates = ", ".join(f"{rate:.0%}" for rate in speculation.per_position)
+    gain = f", {speculation.speedup:.2f} x" if speculation.speedup else ""
+    return f"{speculation.accepted} of {speculation.drafted} drafts accepted ({rates}){gain}"
 
 
 def long_form(answer: Timed) -> str:

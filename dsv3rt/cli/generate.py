@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dsv3rt.chat.report import footer
 from dsv3rt.cli.options import Loading, loading_options, sampling_options
-from dsv3rt.cli.output import emit_json, json_option, size
+from dsv3rt.cli.output import emit_json, json_option
 from dsv3rt.errors import UsageError
 
 if TYPE_CHECKING:
-    from dsv3rt.generate.results import Generation
     from dsv3rt.runtime import Stream
 
 
@@ -101,18 +101,3 @@ def _show(stream: Stream, *, quiet: bool, with_text: bool) -> bool:
         if not quiet and not first:
             click.echo()
     return False
-
-
-def footer(generation: Generation) -> str:
-    """Speed and memory of one answer, on one line."""
-    timings, speculation = generation.timings, generation.speculation
-    parts = [
-        f"{timings.gen_tokens} tokens",
-        f"{timings.gen_tps:.1f} tokens/s",
-        f"prompt {timings.prompt_tokens} at {timings.prompt_tps:.1f}/s",
-        f"first token {timings.ttft_s:.2f} s",
-    ]
-    if speculation.drafted:
-        parts.append(f"drafts {speculation.acceptance:.0%} accepted")
-    parts += [f"load {timings.load_s:.2f} s", f"peak memory {size(timings.peak_rss_bytes)}"]
-    return ", ".join(parts)

@@ -134,7 +134,8 @@ def test_a_conversation() -> None:
     assert [message["role"] for message in runtime.asked[1]] == ["system", "user", "assistant", "user"]
     assert runtime.asked[1][2]["content"] == "Hello"
     assert err.getvalue().splitlines()[0] == (
-        "1 tokens, 10.0 tok/s · prompt 5 at 20.0 tok/s · first after 0.25 s · drafts accepted 75% · peak 2.50 GB"
+        "1 tokens, 10.0 tok/s · prompt 5 at 20.0 tok/s · first after 0.25 s · "
+        "3 of 4 drafts accepted (75%), 1.50 x · peak 2.50 GB"
     )
 
 

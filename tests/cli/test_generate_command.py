@@ -84,7 +84,7 @@ def test_text_streams_to_stdout(
     assert run(["generate", str(tiny), "--timings", *options]) == 0
     out, err = capfd.readouterr()
     assert out == as_json("generate", str(tiny), "-p", "hello", *options)["text"] + "\n"
-    assert "tokens/s" in err.splitlines()[-1]
+    assert "tok/s" in err.splitlines()[-1]
 
 
 def test_stop_strings(tiny: Path, as_json: AsJson) -> None:

@@ -16,6 +16,7 @@ from dsv3rt.generate.sequence import Sequence
 from dsv3rt.generate.speculation import Speculator
 from dsv3rt.generate.steps import plain_steps
 from dsv3rt.interfaces import Drafts
+from dsv3rt.testing import chi_square
 
 VOCAB = 12
 
@@ -109,25 +110,6 @@ SETTINGS = [
     SamplingParams(temperature=1.2, top_p=1.0, min_p=0.1),
     SamplingParams(temperature=0.9, top_p=0.9, repetition_penalty=1.5),
 ]
-
-
-def chi_square(counts: Counter[tuple[int, ...]], expected: dict[tuple[int, ...], float]) -> tuple[float, int]:
-    """(statistic, degrees of freedom), outcomes expected fewer than five times pooled."""
-    total = sum(counts.values())
-    pooled_seen = pooled_expected = statistic = 0.0
-    cells = 0
-    for outcome, probability in expected.items():
-        if probability * total < 5:
-            pooled_seen += counts[outcome]
-            pooled_expected += probability * total
-        else:
-            statistic += (counts[outcome] - probability * total) ** 2 / (probability * total)
-            cells += 1
-    if pooled_expected >= 1:
-        statistic += (pooled_seen - pooled_expected) ** 2 / pooled_expected
-        cells += 1
-    assert not set(counts) - {outcome for outcome, probability in expected.items() if probability > 0}
-    return statistic, cells - 1
 
 
 @pytest.mark.parametrize("certain", [False, True])

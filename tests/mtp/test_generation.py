@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from dsv3rt.errors import CheckpointError, UsageError
 from dsv3rt.generate.draft_count import FixedCount
 from dsv3rt.generate.sampling import Sampler, SamplingParams
 from dsv3rt.runtime import Runtime
+from dsv3rt.testing import chi_square
 
 PROMPTS = ([1, 2, 3, 4, 5, 0, 1, 2], [3], [5, 4, 3, 2, 1, 0, 0, 0, 1])
 
@@ -120,31 +124,47 @@ def test_an_answer_may_end_in_the_middle_of_a_step(make_runtime: Callable[..., R
         assert generate(runtime, [1, 2, 3], 4, count=count).token_ids == whole[:count]
 
 
-def test_the_first_tokens_drawn_have_the_models_distribution(make_runtime: Callable[..., Runtime]) -> None:
-    """The second token of 600 answers, the first of them drafted for by the module itself."""
-    runtime = make_runtime(vocab_size=4)
-    prompt = [1, 2, 3]
-    params = SamplingParams(temperature=1.0, top_p=1.0, seed=2)
-    sampler = Sampler(params)
-    generate(runtime, prompt, 1, count=2)
-    speculator = runtime.conversations.newest.speculator
+RULES = [
+    SamplingParams(temperature=2.0, top_p=1.0),  # in separate steps; the others are fused
+    SamplingParams(temperature=4.0, top_p=0.9),
+    SamplingParams(temperature=2.0, top_p=1.0, top_k=2),
+    SamplingParams(temperature=4.0, top_p=0.999, min_p=0.2),
+]
+
+
+@pytest.mark.parametrize("params", RULES, ids=["plain", "top-p", "top-k", "min-p"])
+def test_text_drawn_with_drafts_has_the_models_distribution(
+    params: SamplingParams, make_runtime: Callable[..., Runtime]
+) -> None:
+    """Three tokens of 600 answers, the later two from a step that verifies two drafts drawn by the module."""
+    runtime = make_runtime(vocab_size=3)
+    prompt = [1, 2, 0]
+    sampler = Sampler(replace(params, seed=2))
+    expected: dict[tuple[int, ...], float] = {}
+    for outcome in itertools.product(range(3), repeat=3):
+        probability = 1.0
+        for i, token in enumerate(outcome):
+            probability *= float(sampler.probabilities(runtime.logits([*prompt, *outcome[:i]])[-1])[token])
+        expected[outcome] = probability
+    speculator = runtime._new_conversation().speculator
     assert speculator is not None
-    expected = torch.zeros(4)
-    first = sampler.probabilities(runtime.logits(prompt)[-1])
-    for token in range(4):
-        expected += first[token] * sampler.probabilities(runtime.logits([*prompt, token])[-1])
-    counts = torch.zeros(4)
+    counts: Counter[tuple[int, ...]] = Counter()
     drafted = accepted = 0
     for _ in range(600):
         cached = speculator.reuse(prompt)
-        steps = speculator.steps(speculator.read(prompt[cached:]), sampler, FixedCount(1))
-        next(steps)
-        counts[next(steps)[0].token_id] += 1
+        steps = speculator.steps(speculator.read(prompt[cached:]), sampler, FixedCount(2))
+        tokens: list[int] = []
+        while len(tokens) < 3:
+            tokens.extend(settled.token_id for settled in next(steps))
+        counts[tuple(tokens[:3])] += 1
         result = speculator.result()
         drafted, accepted = drafted + result.drafted, accepted + result.accepted
     assert 0 < accepted < drafted
-    statistic = float(((counts - 600 * expected) ** 2 / (600 * expected)).sum())
-    assert statistic < 3 + 5 * 6**0.5
+    session: Any = speculator.session
+    assert (("SampledStep", 2) in session._graphs) == (params.top_p < 1 or params.top_k > 0)
+    assert session._apart == 0
+    statistic, freedom = chi_square(counts, expected)
+    assert freedom >= 6 and statistic < freedom + 5 * (2 * freedom) ** 0.5
 
 
 def damage(folder: Path, target: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:

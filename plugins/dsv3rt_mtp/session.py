@@ -176,7 +176,7 @@ class MTPSession:
         self._apart -= self._apart > 0
         return self._apart == 0 and (rule.top_p < 1 or rule.min_p > 0 or 0 < rule.top_k < CANDIDATES)
 
-    def _step(self, kind: type[GreedyStep] | type[SampledStep], count: int) -> Callable[..., Any]:
+    def _step(self, kind: type[GreedyStep] | type[SampledStep], count: int) -> Compiled | GreedyDraft | SampledDraft:
         key = (kind.__name__, count)
         if key not in self._graphs:
             self._graphs[key] = self._compile(kind(self._decoder, self.head, count))

@@ -1,4 +1,5 @@
-"""Phase: decoding with drafts against decoding without, on held-out prompts of the bundled checkpoint.
+"""Phase: decoding with drafts against decoding without: on held-out prompts of the bundled checkpoint, on a prompt that
+repeats itself (n-gram drafts), and on random weights, where no draft is accepted and `auto` should cost nothing.
 
 The two are timed in turn within one run; `extra_info` has the speed-up and the acceptance by position.
 `DSV3RT_BENCH_COMPILE` chooses how the model is compiled (default `wait`: everything is before anything is timed).
@@ -6,15 +7,17 @@ The two are timed in turn within one run; `extra_info` has the speed-up and the 
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import dsv3rt
+from dsv3rt.testing import random_checkpoint
 
 CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "dsv3rt-mini"
 PROMPTS = (
@@ -27,9 +30,16 @@ PROMPTS = (
 ROUNDS = 5
 
 
+REPEATING = "Copy: " + " ".join(f"item {i} costs {3 * i} coins;" for i in range(1, 9)) + "\nCopy: "
+
+
+def load(folder: Path, head: str = "mtp") -> dsv3rt.Runtime:
+    return dsv3rt.load(folder, compile=os.environ.get("DSV3RT_BENCH_COMPILE", "wait"), head=head)
+
+
 @pytest.fixture(scope="module")
 def runtime() -> dsv3rt.Runtime:
-    return dsv3rt.load(CHECKPOINT, compile=os.environ.get("DSV3RT_BENCH_COMPILE", "wait"))
+    return load(CHECKPOINT)
 
 
 def answer(runtime: dsv3rt.Runtime, drafts: int | str, temperature: float) -> tuple[float, list[Any]]:
@@ -39,38 +49,65 @@ def answer(runtime: dsv3rt.Runtime, drafts: int | str, temperature: float) -> tu
             [{"role": "user", "content": prompt}],
             max_tokens=120,
             temperature=temperature,
-            seed=7 if temperature else None,
+            # with a seed, auto may not look at the clock
+            seed=7 if temperature and drafts != "auto" else None,
             draft_tokens=drafts,
         )
         for prompt in PROMPTS
     ]
+    return decoding_seconds(answers), answers
+
+
+def continuation(runtime: dsv3rt.Runtime, drafts: int | str, tokens: int = 300) -> tuple[float, list[Any]]:
+    """The same for one long greedy continuation."""
+    answers = [runtime.generate(REPEATING, max_tokens=tokens, temperature=0, ignore_eos=True, draft_tokens=drafts)]
+    return decoding_seconds(answers), answers
+
+
+def decoding_seconds(answers: list[Any]) -> float:
     timings = [generation.timings for generation in answers]
-    return sum((t.gen_tokens - 1) / t.gen_tps for t in timings if t.gen_tps), answers
+    return sum((t.gen_tokens - 1) / t.gen_tps for t in timings if t.gen_tps)
 
 
 @pytest.mark.skipif(not CHECKPOINT.exists(), reason="the bundled checkpoint is not here")
 @pytest.mark.parametrize("temperature", [0.0, 0.6])
 @pytest.mark.parametrize("drafts", [1, 2, 3, "auto"])
 def test_decoding_with_drafts(benchmark: Any, runtime: dsv3rt.Runtime, drafts: int | str, temperature: float) -> None:
+    compare(benchmark, lambda count: answer(runtime, count, temperature), drafts)
+
+
+@pytest.mark.skipif(not CHECKPOINT.exists(), reason="the bundled checkpoint is not here")
+@pytest.mark.parametrize("drafts", [4, "auto"])
+def test_a_prompt_that_repeats_itself(benchmark: Any, drafts: int | str) -> None:
+    repeating = load(CHECKPOINT, head="ngram")
+    compare(benchmark, lambda count: continuation(repeating, count), drafts)
+
+
+@pytest.mark.skipif(not CHECKPOINT.exists(), reason="the bundled checkpoint is not here")
+def test_drafts_that_are_never_accepted(benchmark: Any, tmp_path: Path) -> None:
+    """The bundled checkpoint's shapes, and so its graphs, with random weights; a conversation of its own each time."""
+    config = json.loads((CHECKPOINT / "config.json").read_text())
+    folder = random_checkpoint(tmp_path / "random", config, tokenizer=True)
+    random_weights = load(folder)
+    random_weights.conversations.keep = 0
+    compare(benchmark, lambda count: continuation(random_weights, count), "auto")
+
+
+def compare(benchmark: Any, run: Callable[[int | str], tuple[float, list[Any]]], drafts: int | str) -> None:
+    """Time `run(drafts)` and, before each round, `run(0)`."""
     for count in (0, drafts, 0, drafts):
-        answer(runtime, count, temperature)  # graphs are asked for, and waited for, here
+        run(count)  # graphs are asked for, and waited for, here
     plain: list[float] = []
+    drafted: list[float] = []
     answers: list[Any] = []
 
-    def setup() -> None:
-        seconds, generations = answer(runtime, 0, temperature)
-        plain.append(seconds / sum(len(generation.token_ids) - 1 for generation in generations))
+    def seconds_a_token(count: int | str) -> float:
+        seconds, answers[:] = run(count)
+        return seconds / sum(len(generation.token_ids) - 1 for generation in answers)
 
-    drafted: list[float] = []
-
-    def run() -> None:
-        started = time.perf_counter()
-        seconds, generations = answer(runtime, drafts, temperature)
-        assert seconds <= time.perf_counter() - started
-        drafted.append(seconds / sum(len(generation.token_ids) - 1 for generation in generations))
-        answers[:] = generations
-
-    benchmark.pedantic(run, setup=setup, rounds=ROUNDS)
+    benchmark.pedantic(
+        lambda: drafted.append(seconds_a_token(drafts)), setup=lambda: plain.append(seconds_a_token(0)), rounds=ROUNDS
+    )
     tried: list[float] = []
     for j in range(4):
         rates = [g.speculation.per_position[j] for g in answers if len(g.speculation.per_position) > j]

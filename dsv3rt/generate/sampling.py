@@ -20,8 +20,8 @@ from torch import Tensor
 
 from dsv3rt.errors import UsageError, UserError
 
-_FIRST_NUCLEUS = 1024
-"""How many of the likeliest tokens are looked at first when top-p alone cuts a whole vocabulary."""
+_FIRST_NUCLEI = (64, 1024)
+"""How many of the likeliest tokens are looked at first, and then, when top-p alone cuts a whole vocabulary."""
 _BISECTIONS = 24
 """Halvings of the range of probabilities: what is left of it holds few tokens, however flat the distribution."""
 
@@ -201,9 +201,10 @@ def _nucleus(probs: Tensor, top_p: float) -> Tensor:
     Sorting a vocabulary of 160K costs more than everything else here. So the likeliest few are tried first; if they do
     not suffice, bisection finds the probability at which the mass is reached, and only what lies next to it is sorted.
     """
-    best, ids = torch.topk(probs, min(_FIRST_NUCLEUS, probs.numel()))
-    if best.numel() == probs.numel() or float(best.sum(dtype=torch.float64)) >= top_p:
-        return ids[_before(best, 0.0, top_p)].sort().values
+    for size in _FIRST_NUCLEI:
+        best, ids = torch.topk(probs, min(size, probs.numel()))
+        if best.numel() == probs.numel() or float(best.sum(dtype=torch.float64)) >= top_p:
+            return ids[_before(best, 0.0, top_p)].sort().values
     low, high = 0.0, float(best[0])  # what is above `low` has a mass that reaches top_p, what is above `high` has not
     surely = 0.0
     for _ in range(_BISECTIONS):

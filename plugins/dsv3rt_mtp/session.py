@@ -52,6 +52,9 @@ class MTPSession:
         """Hidden states [.., D] of the rows from `_final` on."""
         self._graphs: dict[tuple[str, int], Compiled | GreedyDraft | SampledDraft] = {}
         self._uses: dict[tuple[str, int], int] = {}
+        self._steps: dict[tuple[str, int], Compiled] = {}
+        self._running: set[tuple[str, int]] = set()
+        """Fused steps whose graphs are there."""
         self._rule: tuple[DraftRule, Tensor] | None = None
         self._apart = 0
         """Steps still not to be fused."""
@@ -128,8 +131,9 @@ class MTPSession:
         key = (kind.__name__, count)
         if key not in self._graphs:
             self._graphs[key] = kind(self.head, count)
-        # where steps are fused, separate drafts only begin them: compiling is for what is done again and again
-        self._uses[key] = self._uses.get(key, 0) + 1
+        # where steps are fused, or will be as soon as their graph is there, separate drafts only begin them: compiling
+        # is for what is done again and again
+        self._uses[key] = self._uses.get(key, 0) + (self._steps.keys() <= self._running)
         if self._uses[key] == COMPILE_AFTER:
             self._graphs[key] = self._compile(kind(self.head, count))
         return self._graphs[key]
@@ -141,6 +145,7 @@ class MTPSession:
             self._rule = rule, torch.tensor(numbers, device=self.device)
         return self._rule[1]
 
+    @torch.inference_mode()
     def verify(
         self, newest: int, drafts: Drafts, position: int, caches: Sequence[Cache], rule: DraftRule
     ) -> Verified | None:
@@ -148,20 +153,20 @@ class MTPSession:
         ready = self._final == len(self._next_ids) == position
         if self.head.depth > 1 or not 1 <= count <= self.head.max_drafts or not ready:
             return None
+        if rule.temperature and (drafts.candidates is None or not self._worth_fusing(rule)):
+            return None
         args: list[Any] = [
             torch.tensor([newest, *drafts.token_ids, position], device=self.device),
             caches,
             self._window(position + 2 * count + 1),
         ]
-        if rule.temperature == 0:
-            packed, logits_TV = self._step(GreedyStep, count)(*args)
-            candidates = None
-        else:
-            if drafts.candidates is None or not self._worth_fusing(rule):
-                return None
+        if drafts.candidates is not None:
             args += [*drafts.candidates, self._numbers(rule), rule.uniforms(2 * count + 1).to(self.device)]
-            packed, logits_TV, *following = self._step(SampledStep, count)(*args)
-            candidates = following[0], following[1]
+        step = self._step(SampledStep if rule.temperature else GreedyStep, count, args)
+        if step is None:
+            return None
+        packed, logits_TV, *following = step(*args)
+        candidates = (following[0], following[1]) if following else None
         *tokens, accepted, fine = packed.tolist()
         if not fine:
             self._apart = APART_AFTER_MISS
@@ -176,8 +181,14 @@ class MTPSession:
         self._apart -= self._apart > 0
         return self._apart == 0 and (rule.top_p < 1 or rule.min_p > 0 or 0 < rule.top_k < CANDIDATES)
 
-    def _step(self, kind: type[GreedyStep] | type[SampledStep], count: int) -> Compiled | GreedyDraft | SampledDraft:
+    def _step(self, kind: type[GreedyStep] | type[SampledStep], count: int, args: Sequence[Any]) -> Compiled | None:
+        """None while its graph is being made: separate steps, whose graphs are shared, are quicker until then."""
         key = (kind.__name__, count)
-        if key not in self._graphs:
-            self._graphs[key] = self._compile(kind(self._decoder, self.head, count))
-        return self._graphs[key]
+        step = self._steps.get(key)
+        if step is None:
+            step = self._steps[key] = self._compile(kind(self._decoder, self.head, count))
+        if key not in self._running:
+            if not step.ready(*args):
+                return None
+            self._running.add(key)
+        return step

@@ -255,6 +255,15 @@ class PredictionHead(Protocol):
         ...
 
 
+@runtime_checkable
+class ChecksItself(Protocol):
+    """A PredictionHead that looks at its weights once they are loaded."""
+
+    def check(self) -> None:
+        """Raises CheckpointError when they are damaged: generation then goes on without drafts."""
+        ...
+
+
 @dataclass(frozen=True)
 class HeadSite:
     """What a prediction head's builder receives beside its Site: what the head shares with the main model."""

@@ -32,9 +32,9 @@ from dsv3rt.generate.sampling import Sampler, SamplingParams
 from dsv3rt.generate.sequence import Sequence
 from dsv3rt.generate.speculation import Speculator
 from dsv3rt.generate.steps import Settled, plain_steps
-from dsv3rt.interfaces import ChatFormat, RoutingObserver, Tokenizer
+from dsv3rt.interfaces import ChatFormat, ChecksItself, RoutingObserver, Tokenizer
 from dsv3rt.plugin_manager import Plugins, discover
-from dsv3rt.weights.loader import load_weights
+from dsv3rt.weights.loader import load_weights, of_mtp
 from dsv3rt.weights.prefault import Progress
 from dsv3rt.weights.source import Checkpoint
 
@@ -317,6 +317,8 @@ def _assemble(
         if model.head is not None:
             roots["model.layers"] = model.head
         load_weights(roots, source, plan.config, device=plan.device, progress=progress)
+        if isinstance(model.head, ChecksItself):
+            model.head.check()
     except CheckpointError as error:
         if plan.head is None:
             raise
@@ -368,7 +370,7 @@ def load(
         cache_dtype=cache_dtype,
         max_context=max_context,
     )
-    source = Checkpoint(folder)
+    source = Checkpoint(folder, optional=lambda name: of_mtp(name, plan.config))
     watching = [found.find("routing_observer", name).builder for name in observers]
     model, plan = _assemble(plan, found, source, watching, progress)
     found.manager.hook.model_assembled(model=model.decoder, plan=plan)

@@ -61,7 +61,7 @@ def load_weights(
     taker = _Taker(_TiedSource(source) if config.tie_word_embeddings and _HEAD not in source else source, device)
     if device.type == "cpu":
         with_mtp = len(roots) > 1
-        prefault([info for info in source.infos.values() if with_mtp or not _of_mtp(info.name, config)], progress)
+        prefault([info for info in source.infos.values() if with_mtp or not of_mtp(info.name, config)], progress)
     seen: set[int] = set()
     for prefix, module in (found for root in roots for found in _loadable(roots[root], root, seen)):
         if isinstance(module, LoadsItself):
@@ -161,7 +161,7 @@ def _check_nothing_on_meta(model: nn.Module) -> None:
             )
 
 
-def _of_mtp(name: str, config: ModelConfig) -> bool:
+def of_mtp(name: str, config: ModelConfig) -> bool:
     """Whether a tensor belongs to an MTP module: their layers come after the decoder's."""
     layer = _LAYER.match(name)
     return layer is not None and int(layer[1]) >= config.num_hidden_layers
@@ -171,7 +171,7 @@ def _explain(unused: Sequence[str], config: ModelConfig) -> tuple[int, tuple[str
     """Sort what nobody asked for: (tensors of MTP modules, the rest that has no explanation)."""
     mtp, unexpected = 0, []
     for name in unused:
-        if _of_mtp(name, config):
+        if of_mtp(name, config):
             mtp += 1
         elif not name.endswith("rotary_emb.inv_freq") and not (name == _HEAD and config.tie_word_embeddings):
             unexpected.append(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dsv3rt.errors import CheckpointError
 from dsv3rt.weights.header import TensorInfo, read_header
-from dsv3rt.weights.layout import Layout, read_layout
+from dsv3rt.weights.layout import read_layout
 
 
 class Checkpoint:
@@ -22,16 +22,23 @@ class Checkpoint:
     their file mapped; they must not be written to. Raises CheckpointError.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, optional: Callable[[str], bool] = lambda name: False) -> None:
+        """optional: of a tensor's name, whether one can do without. A missing or damaged file that, by the index, holds
+        nothing else is an error only when a tensor of it is asked for."""
         self.folder = Path(folder)
         self.layout = read_layout(self.folder)
-        if missing := self.layout.missing:
+        self.damaged: dict[Path, CheckpointError] = {}
+        """Files one can do without, and what is wrong with them."""
+        for file in self.layout.missing:
+            if self._holds_only(file, optional):
+                self.damaged[file] = CheckpointError(f"{file} is missing", fix="`dsv3rt download` fetches what lacks")
+        if missing := [file for file in self.layout.missing if file not in self.damaged]:
             raise CheckpointError(
                 f"{len(missing)} of {len(self.layout.files)} weight files are missing from {self.folder}: "
                 f"{missing[0].name}" + (" and more" if len(missing) > 1 else ""),
                 fix="download them again; `dsv3rt download` resumes",
             )
-        self.infos: Mapping[str, TensorInfo] = _gather(self.layout)
+        self.infos: Mapping[str, TensorInfo] = self._gather(optional)
         self.consumed: set[str] = set()
         self.consumed_bytes = 0
         self._open: dict[Path, Any] = {}
@@ -52,6 +59,8 @@ class Checkpoint:
         """See `interfaces.TensorSource.get`."""
         info = self.infos.get(name)
         if info is None:
+            if (damage := self.damaged.get((self.layout.weight_map or {}).get(name, self.folder))) is not None:
+                raise damage
             raise CheckpointError(self._missing(name), fix="this checkpoint is not complete, or not of this family")
         if shape is not None and tuple(shape) != info.shape:
             raise CheckpointError(
@@ -83,21 +92,33 @@ class Checkpoint:
             return f"{weight} in {self.infos[weight].file.name} is FP8 but its scale {name} is missing: {lacking}"
         return f"{name} is missing: {lacking}"
 
+    def _holds_only(self, file: Path, optional: Callable[[str], bool]) -> bool:
+        held = [name for name, place in (self.layout.weight_map or {}).items() if place == file]
+        return bool(held) and all(map(optional, held))
 
-def _gather(layout: Layout) -> dict[str, TensorInfo]:
-    """All files' headers as one table, checked against the index."""
-    infos: dict[str, TensorInfo] = {}
-    for file in layout.files:
-        for name, info in read_header(file).items():
-            if name in infos:
+    def _gather(self, optional: Callable[[str], bool]) -> dict[str, TensorInfo]:
+        """All files' headers as one table, checked against the index."""
+        infos: dict[str, TensorInfo] = {}
+        for file in self.layout.files:
+            if file in self.damaged:
+                continue
+            try:
+                header = read_header(file)
+            except CheckpointError as error:
+                if not self._holds_only(file, optional):
+                    raise
+                self.damaged[file] = error
+                continue
+            for name, info in header.items():
+                if name in infos:
+                    raise CheckpointError(
+                        f"{infos[name].file.name} and {file.name} both hold {name}",
+                        fix="remove the files that do not belong to this checkpoint",
+                    )
+                infos[name] = info
+        for name, file in (self.layout.weight_map or {}).items():
+            if file not in self.damaged and (name not in infos or infos[name].file != file):
                 raise CheckpointError(
-                    f"{infos[name].file.name} and {file.name} both hold {name}",
-                    fix="remove the files that do not belong to this checkpoint",
+                    f"{file.name} does not hold {name}, though the index says so", fix="download this file again"
                 )
-            infos[name] = info
-    for name, file in (layout.weight_map or {}).items():
-        if name not in infos or infos[name].file != file:
-            raise CheckpointError(
-                f"{file.name} does not hold {name}, though the index says so", fix="download this file again"
-            )
-    return infos
+        return infos

@@ -17,6 +17,8 @@ Legend: B sequences, T rows, D hidden, V vocabulary.
 
 from __future__ import annotations
 
+from itertools import chain
+
 import torch
 from torch import Tensor, nn
 
@@ -66,6 +68,18 @@ class MTPHead(nn.Module):
 
     def module(self, depth: int) -> nn.Module:
         return self.get_submodule(str(self.layers[depth]))
+
+    def check(self) -> None:
+        """Refuse NaN and infinity, from which every draft would be nonsense. FP8 codes are the quantization's concern,
+        and experts are many and seldom asked."""
+        for layer in self.layers:
+            module = self.get_submodule(str(layer))
+            for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+                wide = tensor.is_floating_point() and tensor.itemsize > 1 and ".experts." not in name
+                if wide and not bool(tensor.isfinite().all()):
+                    raise CheckpointError(
+                        f"model.layers.{layer}.{name} holds NaN or infinity", fix="download the checkpoint again"
+                    )
 
     def advance(
         self, depth: int, ids_BT: Tensor, normed_BTD: Tensor, positions_BT: Tensor, cache: Cache | None

@@ -2,8 +2,9 @@
 
     python tests/mtp/identity.py CHECKPOINT --tokens 20000 [--compile wait] [--drafts 1,2,4,auto]
 
-prints what was compared. Drafted answers go on in one conversation, as in a chat: rejections, rewinds and growing
-contexts lie behind most of them.
+prints what was compared. The texts of one count of drafts go on in one conversation, as in a chat: rejections, rewinds
+and growing contexts lie behind most of them. So do those without drafts, since prompts are read in pieces and more than
+16 tokens at once may round otherwise than fewer.
 """
 
 from __future__ import annotations
@@ -50,12 +51,12 @@ def prompts(vocabulary: int, seed: int = 0) -> Iterator[tuple[list[int], int]]:
         yield list(before), draw.choice((30, 100, 300))
 
 
-def plain(runtime: dsv3rt.Runtime, prompt: Sequence[int], count: int) -> tuple[list[int], Tokens]:
-    """The tokens without drafts, and the conversation they end."""
-    sequence = Tokens(runtime.engine, runtime.plan.max_context, runtime.plan.device)
-    logits, _ = sequence.extend(prompt)
+def plain(sequence: Tokens, prompt: Sequence[int], count: int, lookback: int) -> list[int]:
+    """`count` tokens without drafts, the prompt read from where a conversation with drafts reads it."""
+    sequence.reuse(prompt, lookback)
+    logits, _ = sequence.extend(prompt[len(sequence.token_ids) :])
     steps = plain_steps(sequence, logits[-1], Sampler(GREEDY))
-    return [step[0].token_id for step in itertools.islice(steps, count)], sequence
+    return [step[0].token_id for step in itertools.islice(steps, count)]
 
 
 def drafted(speculator: Speculator, prompt: Sequence[int], count: int, drafts: int | str) -> list[int]:
@@ -76,14 +77,18 @@ def compare(
 ) -> Compared:
     """Compare at least `total` tokens, from the prompts `given` and then random ones. Raises AssertionError."""
     capacity = runtime.plan.max_context
-    speculators = {
-        count: Speculator(runtime.head, Tokens(runtime.engine, capacity, runtime.plan.device)) for count in drafts
-    }
+
+    def conversation() -> Tokens:
+        return Tokens(runtime.engine, capacity, runtime.plan.device)
+
+    sequence = conversation()
+    speculators = {count: Speculator(runtime.head, conversation()) for count in drafts}
+    lookback = max(speculator.session.lookback for speculator in speculators.values())
     found = Compared()
     texts = itertools.chain(((list(ids), 100) for ids in given), prompts(runtime.config.vocab_size))
     for prompt, wanted in texts:
         prompt = prompt[-(capacity - wanted - 20) :]
-        expected, sequence = plain(runtime, prompt, wanted)
+        expected = plain(sequence, prompt, wanted, lookback)
         found.tokens += wanted
         for count, speculator in speculators.items():
             tokens = drafted(speculator, prompt, wanted, count)

@@ -191,7 +191,11 @@ def misshape(tensors: dict[str, torch.Tensor]) -> None:
     tensors["model.layers.2.eh_proj.weight"] = torch.zeros(3, 5)
 
 
-@pytest.mark.parametrize("change", [drop_modules, misshape])
+def spoil(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["model.layers.2.eh_proj.weight"][0, 0] = float("nan")
+
+
+@pytest.mark.parametrize("change", [drop_modules, misshape, spoil])
 def test_missing_or_damaged_modules_cost_one_line(
     change: Callable[[dict[str, torch.Tensor]], None],
     make_checkpoint: Callable[..., Path],
@@ -208,9 +212,34 @@ def test_missing_or_damaged_modules_cost_one_line(
     assert generate(runtime, [1, 2], "auto").token_ids == generate(plain, [1, 2], 0).token_ids
 
 
+@pytest.mark.parametrize("what", ["truncated", "missing"])
+def test_a_damaged_shard_of_modules_alone_costs_one_line(
+    what: str, make_checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = make_checkpoint()
+    folder = damage(whole, tmp_path / "damaged", drop_modules)
+    file, shard = folder / "decoder.safetensors", folder / "modules.safetensors"
+    next(folder.glob("*.safetensors")).rename(file)
+    tensors = load_file(next(whole.glob("*.safetensors")))
+    modules = {name: tensor for name, tensor in tensors.items() if name.startswith("model.layers.2.")}
+    save_file(modules, shard)
+    places = {name: (shard if name in modules else file).name for name in tensors}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    if what == "missing":
+        shard.unlink()
+    runtime = dsv3rt_runtime.load(folder, compile="off", dtype="float32")
+    lines = [line for line in capsys.readouterr().err.splitlines() if "draft" in line]
+    assert len(lines) == 1 and what in lines[0] and shard.name in lines[0]
+    assert runtime.plan.head is None
+    assert len(generate(runtime, [1, 2], "auto").token_ids) == 40
+
+
 def test_weights_that_are_no_numbers_are_never_believed(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    def spoil(tensors: dict[str, torch.Tensor]) -> None:
-        tensors["model.layers.2.eh_proj.weight"].fill_(float("nan"))
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:  # too many to be looked at when loading
+        for name, tensor in tensors.items():
+            if name.startswith("model.layers.2.mlp.experts."):
+                tensor.fill_(float("nan"))
 
     whole = make_checkpoint()
     runtime = dsv3rt_runtime.load(damage(whole, tmp_path / "nan", spoil), compile="off", dtype="float32")

@@ -290,22 +290,28 @@ inline void pause_cpu() {
 #endif
 }
 
-// Items 0..total-1 dealt to whichever thread is free; `wait` returns when all are done. Free of deadlock however many threads
-// come: an item that is claimed is being worked on by a thread that runs.
+// Items 0..total-1 dealt to whichever thread is free; `wait` returns when all are done. With `shares` > 1 the items are divided into
+// so many runs of neighbours, and a thread takes those of its own run first: what it reads from memory is then one stream. Free of
+// deadlock however many threads come: an item that is claimed is being worked on by a thread that runs.
 class alignas(64) Tickets {
  public:
-  void reset(int64_t total) {
+  void reset(int64_t total, int64_t shares = 1) {
     total_ = total;
-    next_.store(0, std::memory_order_relaxed);
+    shares_ = shares < MOST ? shares : MOST;
+    for (int64_t s = 0; s < shares_; ++s) {
+      share_[s].next.store(total * s / shares_, std::memory_order_relaxed);
+      share_[s].end = total * (s + 1) / shares_;
+    }
     done_.store(0, std::memory_order_relaxed);
   }
   template <class F>
-  void run(F&& item) {
-    for (;;) {
-      const int64_t i = next_.fetch_add(1, std::memory_order_relaxed);
-      if (i >= total_) return;
-      item(i);
-      done_.fetch_add(1, std::memory_order_release);
+  void run(F&& item, int64_t thread = 0) {
+    for (int64_t s = 0; s < shares_; ++s) {
+      Share& share = share_[(thread + s) % shares_];
+      for (int64_t i; (i = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;) {
+        item(i);
+        done_.fetch_add(1, std::memory_order_release);
+      }
     }
   }
   void wait() const {
@@ -319,9 +325,14 @@ class alignas(64) Tickets {
   }
 
  private:
-  std::atomic<int64_t> next_{0};
+  static constexpr int64_t MOST = 32;
+  struct alignas(64) Share {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+  Share share_[MOST];
   alignas(64) std::atomic<int64_t> done_{0};
-  int64_t total_ = 0;
+  int64_t total_ = 0, shares_ = 0;
 };
 
 // Memory that a thread keeps between calls. `Tag` tells apart buffers that live at the same time.

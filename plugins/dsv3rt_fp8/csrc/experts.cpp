@@ -85,15 +85,15 @@ void compute(const Networks& networks, const Plan& plan, const Shape& shape, con
   const int64_t groups = divide_up(intermediate, GROUP), span = ticket_rows(hidden, threads, pairs > 64 ? 128 : 64);
   const int64_t dot_floats = k.scratch_floats(plan.most), own_floats = std::max(2 * plan.most * GROUP, pairs * span);
   dsv3rt::Tickets first, second;
-  first.reset(visits * groups);
-  second.reset(divide_up(hidden, span));
+  first.reset(visits * groups, threads);
+  second.reset(divide_up(hidden, span), threads);
 
-  dsv3rt::parallel(threads, [&](int64_t) {
+  dsv3rt::parallel(threads, [&](int64_t thread) {
     float* dots = dsv3rt::scratch<DotScratch>(dot_floats);
     float* own = dsv3rt::scratch<OwnTag>(own_floats);
     const float** rows = reinterpret_cast<const float**>(dsv3rt::scratch<RowsTag>(plan.most * 2));
 
-    first.run([&](int64_t ticket) {
+    const auto into_h = [&](int64_t ticket) {
       const Visit& visit = plan.visits[static_cast<size_t>(ticket / groups)];
       const Network network = networks(visit.expert);
       const int64_t row = ticket % groups * GROUP, size = std::min(GROUP, intermediate - row), count = visit.end - visit.begin;
@@ -106,10 +106,11 @@ void compute(const Networks& networks, const Plan& plan, const Shape& shape, con
         k.silu_mul(gate + i * GROUP, up + i * GROUP, size);
         k.arrange(format, gate + i * GROUP, size, h + mine[i] * width + row);
       }
-    });
+    };
+    first.run(into_h, thread);
     first.wait();
 
-    second.run([&](int64_t ticket) {
+    const auto into_y = [&](int64_t ticket) {
       const int64_t row = ticket * span, size = std::min(span, hidden - row);
       for (const Visit& visit : plan.visits) {
         const int64_t count = visit.end - visit.begin;
@@ -124,7 +125,8 @@ void compute(const Networks& networks, const Plan& plan, const Shape& shape, con
       for (int64_t t = 0; t < tokens; ++t) std::memset(y + t * hidden + row, 0, static_cast<size_t>(size) * sizeof(float));
       for (int64_t p = 0; p < pairs; ++p)
         k.add_scaled(y + p / slots * hidden + row, own + plan.place[static_cast<size_t>(p)] * span, weights[p], size);
-    });
+    };
+    second.run(into_y, thread);
   });
 }
 

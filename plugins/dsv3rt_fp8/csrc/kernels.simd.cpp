@@ -139,7 +139,7 @@ static void one(const Matrix& w, int64_t first, int64_t rows, const float* x, fl
     const uint8_t* scales[ROWS];
     for (int r = 0; r < ROWS; ++r) {
       sums[r] = v_zero();
-      scales[r] = scales_of(w, first + row + (stride ? r : 0));
+      scales[r] = F::SCALED ? scales_of(w, first + row + (stride ? r : 0)) : nullptr;
     }
     for (int64_t column = 0; column < columns; column += BLOCK) {
       const Piece<F> now = next;

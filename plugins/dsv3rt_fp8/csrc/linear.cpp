@@ -25,15 +25,16 @@ void product(const Matrix& w, int64_t rows, const float* x, int64_t tokens, floa
     const int64_t count = std::min(PREFILL_TOKENS, tokens - begin);
     const Arranged<XTag> arranged(w.format, x + begin * w.columns, count, w.columns, threads);
     const float* const* xs = arranged.rows();
-    const int64_t span = ticket_rows(rows, threads, 128), scratch = k.scratch_floats(count);
+    const int64_t span = ticket_rows(rows, threads, count > 16 ? 128 : 32), scratch = k.scratch_floats(count);
     dsv3rt::Tickets work;
-    work.reset(divide_up(rows, span));
-    dsv3rt::parallel(std::min(threads, divide_up(rows, span)), [&](int64_t) {
+    work.reset(divide_up(rows, span), threads);
+    dsv3rt::parallel(std::min(threads, divide_up(rows, span)), [&](int64_t thread) {
       float* own = dsv3rt::scratch<DotScratch>(scratch);
-      work.run([&](int64_t i) {
+      const auto some_rows = [&](int64_t i) {
         const int64_t first = i * span;
         k.dot(w, first, std::min(span, rows - first), xs, count, y + begin * rows + first, rows, own);
-      });
+      };
+      work.run(some_rows, thread);
     });
   }
 }
@@ -79,11 +80,13 @@ DSV3RT_EXPORT int dsv3rt_has_nan(const uint8_t* codes, int64_t bytes) {
   constexpr int64_t piece = 1 << 20;
   std::atomic<bool> found{false};
   dsv3rt::Tickets work;
-  work.reset(divide_up(bytes, piece));
-  dsv3rt::parallel(dsv3rt::threads_for(bytes), [&](int64_t) {
-    work.run([&](int64_t i) {
+  const int64_t threads = dsv3rt::threads_for(bytes);
+  work.reset(divide_up(bytes, piece), threads);
+  dsv3rt::parallel(threads, [&](int64_t thread) {
+    const auto search = [&](int64_t i) {
       if (kernels().has_nan(codes + i * piece, std::min(piece, bytes - i * piece))) found = true;
-    });
+    };
+    work.run(search, thread);
   });
   return found;
 }

@@ -309,12 +309,13 @@ static void unpack_panel(const Matrix& w, int64_t first, int64_t rows, int64_t b
   }
 }
 
-// sums[t][..] += panel . x[t] over `size` columns; sums [T, SPAN], of which this is PANEL columns
+// sums[t][..] += panel . x[t] over `size` columns; sums [T, SPAN], of which this is PANEL columns. The columns of a panel are added
+// up by themselves first: two short sums round less than a long one.
 template <int TOKENS>
 static void crowd_tile(const float* panel, int64_t size, const float* const* x, int64_t begin, float* sums, bool fresh) {
   V part[TOKENS][2];
   for (int t = 0; t < TOKENS; ++t)
-    for (int i = 0; i < 2; ++i) part[t][i] = fresh ? v_zero() : v_load(sums + t * SPAN + i * W);
+    for (int i = 0; i < 2; ++i) part[t][i] = v_zero();
   const float* token[TOKENS];
   for (int t = 0; t < TOKENS; ++t) token[t] = x[t] + begin;
   for (int64_t k = 0; k < size; ++k) {
@@ -326,7 +327,10 @@ static void crowd_tile(const float* panel, int64_t size, const float* const* x, 
     }
   }
   for (int t = 0; t < TOKENS; ++t)
-    for (int i = 0; i < 2; ++i) v_store(sums + t * SPAN + i * W, part[t][i]);
+    for (int i = 0; i < 2; ++i) {
+      float* sum = sums + t * SPAN + i * W;
+      v_store(sum, fresh ? part[t][i] : v_load(sum) + part[t][i]);
+    }
 }
 
 static void crowd_tiles(const float* panel, int64_t size, const float* const* x, int64_t tokens, int64_t begin, float* sums,

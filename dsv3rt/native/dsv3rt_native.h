@@ -290,9 +290,9 @@ inline void pause_cpu() {
 #endif
 }
 
-// Items 0..total-1 dealt to whichever thread is free; `wait` returns when all are done. With `shares` > 1 the items are divided into
-// so many runs of neighbours, and a thread takes those of its own run first: what it reads from memory is then one stream. Free of
-// deadlock however many threads come: an item that is claimed is being worked on by a thread that runs.
+// Items 0..total-1 dealt to whichever thread is free; `wait` returns when all are done. With `shares` > 1 the items are divided
+// into so many runs of neighbours, and a thread takes those of its own run first: what it reads from memory is then one stream.
+// Free of deadlock however many threads come: an item that is claimed is being worked on by a thread that runs.
 class alignas(64) Tickets {
  public:
   void reset(int64_t total, int64_t shares = 1) {
@@ -327,11 +327,11 @@ class alignas(64) Tickets {
  private:
   static constexpr int64_t MOST = 32;
   struct alignas(64) Share {
-    std::atomic<int64_t> next{0};
-    int64_t end = 0;
+    std::atomic<int64_t> next;
+    int64_t end;
   };
-  Share share_[MOST];
-  alignas(64) std::atomic<int64_t> done_{0};
+  Share share_[MOST];  // those beyond shares_ are never touched
+  alignas(64) std::atomic<int64_t> done_;
   int64_t total_ = 0, shares_ = 0;
 };
 

@@ -113,19 +113,24 @@ static inline __attribute__((always_inline)) void stage_rows(const uint8_t* p, i
   for (int r = 0; r < ROWS; ++r) F::stage(p + r * stride + step * STEP * F::BYTES, buffer + (r * BLOCK + step * STEP) * F::STAGE);
 }
 
-// part[r] = w[r] . x over a step, on top of what is there
-template <class F>
-static inline __attribute__((always_inline)) void step_of_one(const uint8_t* p, int64_t stride, const float* x, V* part) {
+// part[t][r] += w[r] . x[t] over a step, w as F::vector reads it
+template <class F, int TOKENS>
+static inline __attribute__((always_inline)) void multiply(const uint8_t* w, int64_t stride, const float* const* x, int64_t column,
+                                                           V (*part)[ROWS]) {
 #pragma GCC unroll 4
   for (int i = 0; i < F::VECTORS; ++i) {
-    const V value = v_load(x + i * W);
-    for (int r = 0; r < ROWS; ++r) part[r] = v_fma(F::vector(p + r * stride, i), value, part[r]);
+    V values[TOKENS];
+    for (int t = 0; t < TOKENS; ++t) values[t] = v_load(x[t] + column + i * W);
+    for (int r = 0; r < ROWS; ++r) {
+      const V weight = F::vector(w + r * stride, i);
+      for (int t = 0; t < TOKENS; ++t) part[t][r] = v_fma(weight, values[t], part[t][r]);
+    }
   }
 }
 
-// One token: while a block of rows is multiplied the next is staged, with units that the products leave idle.
-template <class F>
-static void one(const Matrix& w, int64_t first, int64_t rows, const float* x, float* y) {
+// One or two tokens: while a block of rows is multiplied the next is staged, with units that the products leave idle.
+template <class F, int TOKENS>
+static void few(const Matrix& w, int64_t first, int64_t rows, const float* const* x, float* y, int64_t y_stride) {
   constexpr int STEP = F::VECTORS * W;
   alignas(64) uint8_t buffers[2][ROWS * BLOCK * F::STAGE];
   const Walk walk(w, rows);
@@ -135,10 +140,10 @@ static void one(const Matrix& w, int64_t first, int64_t rows, const float* x, fl
   const uint8_t* data = w.data + first * w.row_bytes();
   Piece<F> next = piece<F>(data, stride, ROWS, size_at(0), buffers[0]);
   for (int64_t row = 0, done = 0; done < rows; done += walk.height, row = walk.after(row)) {
-    V sums[ROWS];
+    V sums[TOKENS][ROWS];
     const uint8_t* scales[ROWS];
     for (int r = 0; r < ROWS; ++r) {
-      sums[r] = v_zero();
+      for (int t = 0; t < TOKENS; ++t) sums[t][r] = v_zero();
       scales[r] = F::SCALED ? scales_of(w, first + row + (stride ? r : 0)) : nullptr;
     }
     for (int64_t column = 0; column < columns; column += BLOCK) {
@@ -152,24 +157,30 @@ static void one(const Matrix& w, int64_t first, int64_t rows, const float* x, fl
       }
       uint8_t* buffer = buffers[turn ^= 1];
       fetch<F>(data, next_column, walk.ahead);
-      V part[ROWS];
-      for (int r = 0; r < ROWS; ++r) part[r] = F::SCALED ? v_zero() : sums[r];
+      V part[TOKENS][ROWS];
+      for (int t = 0; t < TOKENS; ++t)
+        for (int r = 0; r < ROWS; ++r) part[t][r] = F::SCALED ? v_zero() : sums[t][r];
       if (size == BLOCK && size_at(next_column) == BLOCK) {
         next = {F::STAGED ? buffer : p, stride};
 #pragma GCC unroll 8
         for (int step = 0; step < BLOCK / STEP; ++step) {
           if (F::STAGED) stage_rows<F>(p, stride, step, buffer);
-          step_of_one<F>(now.p + step * STEP * F::STAGE, now.stride(), x + column + step * STEP, part);
+          multiply<F, TOKENS>(now.p + step * STEP * F::STAGE, now.stride(), x, column + step * STEP, part);
         }
       } else {
         next = piece<F>(p, stride, ROWS, size_at(next_column), buffer);
-        for (int64_t k = 0; k < size; k += STEP) step_of_one<F>(now.p + k * F::STAGE, now.stride(), x + column + k, part);
+        for (int64_t k = 0; k < size; k += STEP) multiply<F, TOKENS>(now.p + k * F::STAGE, now.stride(), x, column + k, part);
       }
-      for (int r = 0; r < ROWS; ++r) sums[r] = F::SCALED ? v_fma(v_set(scale_at(scales[r], column)), part[r], sums[r]) : part[r];
+      for (int r = 0; r < ROWS; ++r) {
+        const V factor = v_set(F::SCALED ? scale_at(scales[r], column) : 1.0f);
+        for (int t = 0; t < TOKENS; ++t) sums[t][r] = F::SCALED ? v_fma(factor, part[t][r], sums[t][r]) : part[t][r];
+      }
     }
-    float out[ROWS];
-    sum4(sums, out);
-    for (int64_t r = 0; r < walk.height; ++r) y[row + r] = F::SCALED ? out[r] * E4M3_UNIT : out[r];
+    for (int t = 0; t < TOKENS; ++t) {
+      float out[ROWS];
+      sum4(sums[t], out);
+      for (int64_t r = 0; r < walk.height; ++r) y[t * y_stride + row + r] = F::SCALED ? out[r] * E4M3_UNIT : out[r];
+    }
   }
 }
 
@@ -183,17 +194,7 @@ static __attribute__((noinline)) void tile(Piece<F> w, const float* const* x, in
   V part[TOKENS][ROWS];
   for (int t = 0; t < TOKENS; ++t)
     for (int r = 0; r < ROWS; ++r) part[t][r] = F::SCALED ? v_zero() : sums[t * ROWS + r];
-  for (int64_t k = 0; k < size; k += STEP) {
-#pragma GCC unroll 4
-    for (int i = 0; i < F::VECTORS; ++i) {
-      V values[TOKENS];
-      for (int t = 0; t < TOKENS; ++t) values[t] = v_load(token[t] + k + i * W);
-      for (int r = 0; r < ROWS; ++r) {
-        const V weight = F::vector(w.p + r * w.stride() + k * F::STAGE, i);
-        for (int t = 0; t < TOKENS; ++t) part[t][r] = v_fma(weight, values[t], part[t][r]);
-      }
-    }
-  }
+  for (int64_t k = 0; k < size; k += STEP) multiply<F, TOKENS>(w.p + k * F::STAGE, w.stride(), token, k, part);
   for (int t = 0; t < TOKENS; ++t)
     for (int r = 0; r < ROWS; ++r)
       sums[t * ROWS + r] = F::SCALED ? v_fma(v_set(factors[r]), part[t][r], sums[t * ROWS + r]) : part[t][r];
@@ -288,7 +289,8 @@ static void unpack_panel(const Matrix& w, int64_t first, int64_t rows, int64_t b
   for (int64_t column = begin; column < begin + size; column += BLOCK) {
     const int64_t width = begin + size - column < BLOCK ? begin + size - column : BLOCK, steps = (width + STEP - 1) / STEP;
     for (int64_t group = 0; group < PANEL; group += 8) {
-      const V scale = v_set(F::SCALED ? scale_at(scales_of(w, first), column) * E4M3_UNIT : 1.0f);  // a panel never crosses a block of rows
+      // one scale: a panel never crosses a block of rows
+      const V scale = v_set(F::SCALED ? scale_at(scales_of(w, first), column) * E4M3_UNIT : 1.0f);
       for (int64_t r = 0; r < 8; ++r) {
         if (group + r >= rows) {
           std::memset(values[r], 0, sizeof values[r]);
@@ -378,7 +380,8 @@ template <class F>
 static void dot_format(const Matrix& w, int64_t first, int64_t rows, const float* const* x, int64_t tokens, float* y,
                        int64_t y_stride, float* scratch) {
   if (tokens == 0) return;
-  if (tokens == 1) return one<F>(w, first, rows, x[0], y);
+  if (tokens == 1) return few<F, 1>(w, first, rows, x, y, y_stride);
+  if (tokens == 2) return few<F, 2>(w, first, rows, x, y, y_stride);
   if (tokens <= SOME) return some<F>(w, first, rows, x, tokens, y, y_stride);
   for (int64_t t = 0; t < tokens;) {
     const int64_t count = share(tokens - t, CROWD);

@@ -25,7 +25,7 @@ void product(const Matrix& w, int64_t rows, const float* x, int64_t tokens, floa
     const int64_t count = std::min(PREFILL_TOKENS, tokens - begin);
     const Arranged<XTag> arranged(w.format, x + begin * w.columns, count, w.columns, threads);
     const float* const* xs = arranged.rows();
-    const int64_t span = ticket_rows(rows, threads, count > 16 ? 128 : 32), scratch = k.scratch_floats(count);
+    const int64_t span = ticket_rows(rows, threads, count > 16 ? 128 : 64), scratch = k.scratch_floats(count);
     dsv3rt::Tickets work;
     work.reset(divide_up(rows, span), threads);
     dsv3rt::parallel(std::min(threads, divide_up(rows, span)), [&](int64_t thread) {

@@ -23,8 +23,9 @@ CATCH_UP = 512
 """Rows waiting at most; more are passed through the modules in batches of this size."""
 COMPILE_AFTER = 8
 """Uses of a draft count, outside fused steps, after which it is compiled for."""
-APART_AFTER_MISS = 32
-"""Steps not to be fused after one whose shortlists were too short: the next distributions will be as flat."""
+MOST_APART = 32
+"""Steps not to be fused, at most, after one whose shortlists were too short. There is one after the first such, and
+twice as many after each that follows: where one distribution is flat, others will be."""
 
 
 class MTPSession:
@@ -56,8 +57,8 @@ class MTPSession:
         self._running: set[tuple[str, int]] = set()
         """Fused steps whose graphs are there."""
         self._rule: tuple[DraftRule, Tensor] | None = None
-        self._apart = 0
-        """Steps still not to be fused."""
+        self._apart = self._apart_next = 0
+        """Steps still not to be fused, and as many there were the last time."""
 
     @property
     def observed(self) -> int:
@@ -143,6 +144,7 @@ class MTPSession:
         if self._rule is None or self._rule[0] is not rule:
             numbers = [rule.temperature, float(rule.top_k), rule.top_p, rule.min_p]
             self._rule = rule, torch.tensor(numbers, device=self.device)
+            self._apart = self._apart_next = 0  # a seed means a text, whatever was drawn before
         return self._rule[1]
 
     @torch.inference_mode()
@@ -169,8 +171,9 @@ class MTPSession:
         candidates = (following[0], following[1]) if following else None
         *tokens, accepted, fine = packed.tolist()
         if not fine:
-            self._apart = APART_AFTER_MISS
+            self._apart = self._apart_next = min(max(1, 2 * self._apart_next), MOST_APART)
             return None
+        self._apart_next = 0
         settled = tokens[: accepted + 1]
         self._next_ids.extend(settled)
         self._final = len(self._next_ids)
@@ -178,17 +181,21 @@ class MTPSession:
 
     def _worth_fusing(self, rule: DraftRule) -> bool:
         """Whether shortlists are likely to hold all that may be drawn."""
-        self._apart -= self._apart > 0
-        return self._apart == 0 and (rule.top_p < 1 or rule.min_p > 0 or 0 < rule.top_k < CANDIDATES)
+        if self._apart > 0:
+            self._apart -= 1
+            return False
+        return rule.top_p < 1 or rule.min_p > 0 or 0 < rule.top_k < CANDIDATES
 
     def _step(self, kind: type[GreedyStep] | type[SampledStep], count: int, args: Sequence[Any]) -> Compiled | None:
-        """None while its graph is being made: separate steps, whose graphs are shared, are quicker until then."""
+        """None while its graph is being made: separate steps, whose graphs are shared, are quicker until then. But they
+        draw other random numbers, and a seed means a text whether compiled or not."""
         key = (kind.__name__, count)
         step = self._steps.get(key)
         if step is None:
             step = self._steps[key] = self._compile(kind(self._decoder, self.head, count))
         if key not in self._running:
-            if not step.ready(*args):
+            if step.ready(*args):
+                self._running.add(key)
+            elif kind is GreedyStep:
                 return None
-            self._running.add(key)
         return step

@@ -17,6 +17,7 @@ import torch
 import torch.fx.experimental._config as shape_options
 from torch import nn
 
+from dsv3rt.compile.boilerplate import compiled_once
 from dsv3rt.compile.spec import ArgSpec, GraphSpec, TensorSpec
 
 # sizes that graphs are traced with where they may vary: any value in range gives the same graph, these give its loops
@@ -27,8 +28,9 @@ _TYPICAL_CAPACITY = 4096
 _C_TYPES = {"Tensor": "AtenTensorHandle", "int": "int64_t", "SymInt": "int64_t", "float": "double", "bool": "int32_t"}
 
 
-def build_package(module: nn.Module, spec: GraphSpec, threads: int, folder: Path) -> Mapping[str, Any]:
-    """Compile `module` for `spec` into `folder`; returns what is to be recorded with it.
+def build_package(module: nn.Module, spec: GraphSpec, threads: int, folder: Path, common: Path) -> Mapping[str, Any]:
+    """Compile `module` for `spec` into `folder`; returns what is to be recorded with it. `common`: a folder that keeps
+    what graphs have in common.
 
     Raises whatever torch raises when the module cannot be a whole graph.
     """
@@ -41,9 +43,10 @@ def build_package(module: nn.Module, spec: GraphSpec, threads: int, folder: Path
         warnings.simplefilter("ignore")
         exported = torch.export.export(module, args, dynamic_shapes=shapes, strict=False)
         archive = folder.parent / f"{folder.name}.pt2"
-        torch._inductor.aoti_compile_and_package(
-            exported, package_path=str(archive), inductor_configs=_options(threads)
-        )
+        with compiled_once(common):
+            torch._inductor.aoti_compile_and_package(
+                exported, package_path=str(archive), inductor_configs=_options(threads)
+            )
     spec_out = exported.call_spec.out_spec
     if spec_out.is_leaf():
         output = "tensor"

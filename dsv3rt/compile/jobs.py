@@ -39,7 +39,7 @@ class Job:
             with store.building() as scratch:
                 files = scratch / "files"
                 files.mkdir()
-                info = build_package(unpack(self.module), self.spec, self.threads, files)
+                info = build_package(unpack(self.module), self.spec, self.threads, files, store.folder)
                 store.add(self.key, files, info)
 
 

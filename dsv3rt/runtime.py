@@ -237,6 +237,12 @@ class Runtime:
         sequence = Sequence(self.engine, self.plan.max_context, self.plan.device)
         return Conversation(sequence, Speculator(self.head, sequence) if self.head is not None else None)
 
+    def prepare(self) -> None:
+        """Ask for every graph a conversation needs, so that compiling begins before the first question."""
+        conversation = self.conversations.take(())
+        self.engine.prepare(conversation.sequence.window(1))
+        self.conversations.give_back(conversation)
+
     def _run(
         self, stream: Stream, ids: list[int], answer: Answer, sampler: Sampler, reasoning: Any, drafts: str | int
     ) -> Iterator[Chunk]:
@@ -376,4 +382,6 @@ def load(
     found.manager.hook.model_assembled(model=model.decoder, plan=plan)
     engine = Engine(model.decoder, "off" if watching else compile)
     load_s = time.perf_counter() - started
-    return Runtime(folder, plan, engine, model.head, found, chat_template, load_s)
+    runtime = Runtime(folder, plan, engine, model.head, found, chat_template, load_s)
+    runtime.prepare()
+    return runtime

@@ -31,8 +31,12 @@ CompileMode = Literal["auto", "full", "block", "off", "wait"]
 
 WHOLE_UP_TO_BYTES = 256 << 20
 """Where reading the weights takes longer than about 10 ms, what a whole graph saves does not show."""
+WHOLE_FIRST_UP_TO_LAYERS = 8
+"""A whole graph takes a second or two a layer to make. Where there are more, blocks run compiled until it is there."""
 FEW_TOKENS = TOKEN_RANGES[0][1]
 """Up to so many at once are a decode step, more are a prompt."""
+LAST = 8
+"""The urgency of what can wait longest; see `Compiler.request`."""
 _BLOCK_PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
 
 
@@ -69,6 +73,7 @@ class Engine:
         self._whole = self._blocks and (mode == "full" or (mode != "block" and weights <= WHOLE_UP_TO_BYTES))
         if jobs is None:
             jobs = max(1, (os.cpu_count() or 1) // (1 if mode == "wait" else 2))
+        self._deep = len(decoder.model.layers) > WHOLE_FIRST_UP_TO_LAYERS
         compiler = Compiler(GraphStore(cache_folder), torch.get_num_threads(), min(jobs, 4))
         self._shared = Shared(compiler, LiveCompiler(), wait=mode == "wait")
         if self._blocks:
@@ -97,7 +102,7 @@ class Engine:
         few, many = (torch.zeros(1, tokens, dtype=torch.int64, device=device) for tokens in (1, FEW_TOKENS + 1))
         if self._step is not None:
             self._step.prepare(few, few, caches)
-        for ids_BT in (many,) if self._whole else (few, many):
+        for ids_BT in (few, many) if self._deep or not self._whole else (many,):
             x_BTD = self.decoder.model.embed_tokens(ids_BT)
             for block, cache in zip(self.decoder.model.layers, caches, strict=True):
                 program: Any = block.forward
@@ -110,7 +115,7 @@ class Engine:
         return self._program(module, token_dims) if self._whole else Plain(module)
 
     def _program(self, module: nn.Module, token_dims: Mapping[int, int] | None) -> Program:
-        return Program(module, self._shared, token_dims=token_dims)
+        return Program(module, self._shared, token_dims=token_dims, urgency=LAST if self._deep else 0)
 
     def _install(self, module: nn.Module) -> None:
         """From now on every decoder block in `module` runs its compiled graph where there is one."""

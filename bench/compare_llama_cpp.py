@@ -16,12 +16,14 @@ timed in turn, twice.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +35,15 @@ def main() -> int:
     if bench is None or folder is None:
         print(json.dumps({"skipped": "no llama.cpp folder with a built llama-bench: see --help"}))
         return 0
-    with tempfile.TemporaryDirectory(dir=options.work) as scratch:
-        work = Path(scratch)
+    with contextlib.ExitStack() as stack:
+        if options.work is None:
+            work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        else:
+            work = Path(options.work) / f"{options.preset}-{options.layers or 'all'}"
+            work.mkdir(parents=True, exist_ok=True)
         checkpoints = make_checkpoints(work, options)
         models = convert(folder, checkpoints["bf16"], work)
-        result = compare(bench, checkpoints, models, options)
+        result = {} if options.prepare else compare(bench, checkpoints, models, options)
     print(json.dumps(result, indent=2))
     return 0
 
@@ -51,7 +57,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--gen-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--work", help="where the checkpoints go while measuring")
+    parser.add_argument("--work", help="keep the checkpoints here, and use those of an earlier run")
+    parser.add_argument("--prepare", action="store_true", help="only make the checkpoints (with --work)")
     return parser.parse_args()
 
 
@@ -75,6 +82,16 @@ def dsv3rt(*words: str, threads: int | None = None) -> dict[str, Any]:
     return value
 
 
+@contextlib.contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A name to write to, which becomes `target` when all went well."""
+    unfinished = target.with_name(f"unfinished-{target.name}")
+    if unfinished.is_dir():
+        shutil.rmtree(unfinished)
+    yield unfinished
+    unfinished.replace(target)
+
+
 def make_checkpoints(work: Path, options: argparse.Namespace) -> dict[str, Path]:
     """Random weights in bf16, and the same quantized.
 
@@ -86,8 +103,12 @@ def make_checkpoints(work: Path, options: argparse.Namespace) -> dict[str, Path]
     config = dict(preset(options.preset, layers=options.layers or None, mtp=0))
     if config.get("q_lora_rank") is None and config["num_hidden_layers"] != 27:
         config["q_lora_rank"] = config["hidden_size"] // 2
-    random_checkpoint(bf16, config, fp8=False, tokenizer=True)
-    dsv3rt("quantize", str(bf16), str(fp8))
+    if not bf16.exists():
+        with replacing(bf16) as folder:
+            random_checkpoint(folder, config, fp8=False, tokenizer=True)
+    if not fp8.exists():
+        with replacing(fp8) as folder:
+            dsv3rt("quantize", str(bf16), str(folder))
     return {"bf16": bf16, "fp8": fp8}
 
 
@@ -102,8 +123,11 @@ def convert(folder: Path, checkpoint: Path, work: Path) -> dict[str, Path]:
     models = {}
     for kind in ("bf16", "q8_0"):
         models[kind] = work / f"{kind}.gguf"
-        words = [str(folder), str(checkpoint), "--outtype", kind, "--outfile", str(models[kind])]
-        run([sys.executable, "-c", program, *words])
+        if models[kind].exists():
+            continue
+        with replacing(models[kind]) as target:
+            words = [str(folder), str(checkpoint), "--outtype", kind, "--outfile", str(target)]
+            run([sys.executable, "-c", program, *words])
     return models
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,10 +15,13 @@ from dsv3rt.cli.output import emit_json, json_option, size
 from dsv3rt.errors import ContextError
 
 if TYPE_CHECKING:
+    from dsv3rt.compile.program import Counters
     from dsv3rt.generate.results import Generation
     from dsv3rt.runtime import Runtime
 
 _WARM_TOKENS = 8
+_MOST_WARM_RUNS = 4
+"""The first run asks for graphs; a part that none can be made for runs uncompiled for ever."""
 
 
 @click.command("bench")
@@ -48,7 +51,7 @@ def command(
     dsv3rt bench FOLDER --head none --json
     """
     if loading.compile == "auto":
-        loading = dataclasses.replace(loading, compile="wait")
+        loading = dataclasses.replace(loading, compile="wait")  # the same graphs, made as fast as the machine can
     runtime = loading.load()
     total = prompt_tokens + gen_tokens
     if total > runtime.plan.max_context:
@@ -65,23 +68,37 @@ def command(
         return runtime.generate(prompt, max_tokens=tokens, **options)
 
     cold = once(min(_WARM_TOKENS, gen_tokens))
+    _warm_up(runtime, lambda: once(min(_WARM_TOKENS, gen_tokens)))
+    before = dataclasses.replace(runtime.engine.counters)
     runs = [once(gen_tokens) for _ in range(repeat)]
-    facts = _report(runtime, cold, runs)
+    facts = _report(runtime, cold, runs, before)
     if as_json:
         emit_json(facts)
     else:
         _print(facts)
 
 
+def _warm_up(runtime: Runtime, run: Callable[[], object]) -> None:
+    """Run until no graph is left to wait for: whichever the mode, nothing is compiled while measuring."""
+    counters = runtime.engine.counters
+    for _ in range(_MOST_WARM_RUNS):
+        runtime.engine.wait()
+        uncompiled, graphs = counters.uncompiled, len(counters.graphs)
+        run()
+        if (counters.uncompiled, len(counters.graphs)) == (uncompiled, graphs):
+            return
+
+
 def _spread(values: Sequence[float]) -> dict[str, float]:
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
-def _report(runtime: Runtime, cold: Generation, runs: Sequence[Generation]) -> dict[str, Any]:
+def _report(runtime: Runtime, cold: Generation, runs: Sequence[Generation], before: Counters) -> dict[str, Any]:
     from dsv3rt.native import read_bandwidth_gbs
     from dsv3rt.weights.sizes import Sizes
 
     timings = [run.timings for run in runs]
+    calls = runtime.engine.counters
     read = Sizes.of(runtime.config).read_bytes_per_token
     peak = max(timing.peak_rss_bytes for timing in timings)  # before the bandwidth's own buffer
     gbs = read_bandwidth_gbs()
@@ -96,8 +113,12 @@ def _report(runtime: Runtime, cold: Generation, runs: Sequence[Generation]) -> d
         "decode_tps": _spread([timing.gen_tps for timing in timings]),
         "ttft_s": _spread([timing.ttft_s for timing in timings]),
         "load_s": runtime.load_s,
-        "compile_s": cold.timings.compile_s,
+        "compile_s": runtime.engine.compile_s,
         "first_run_ttft_s": cold.timings.ttft_s,
+        "calls": {
+            "compiled": calls.compiled - before.compiled,
+            "uncompiled": calls.uncompiled - before.uncompiled,
+        },
         "weight_bytes_per_token": read,
         "machine_read_gbs": gbs,
         "bandwidth_fraction": _spread([read * timing.gen_tps / (gbs * 1e9) for timing in timings]),
@@ -129,5 +150,7 @@ def _print(facts: dict[str, Any]) -> None:
     click.echo(
         f"load {facts['load_s']:.2f} s, compile {facts['compile_s']:.2f} s, peak memory {size(facts['peak_rss_bytes'])}"
     )
+    if facts["calls"]["uncompiled"]:
+        click.echo("{uncompiled} calls ran uncompiled beside {compiled} compiled ones".format_map(facts["calls"]))
     if facts["speculation"]["drafted"]:
         click.echo(f"drafts: {facts['speculation']['acceptance']:.0%} of {facts['speculation']['drafted']} accepted")

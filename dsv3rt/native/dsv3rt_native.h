@@ -236,16 +236,30 @@ void register_operators(Registrar& registrar);
 #define DSV3RT_OPERATORS void dsv3rt::register_operators(dsv3rt::Registrar& registrar)
 #define DSV3RT_OP(schema, function) registrar.add(schema, dsv3rt::Boxer<&function>::call)
 
-// The body of the C function `aoti_torch_cpu_NAME` that code packaged by AOTInductor calls directly (one result).
+// The body of the C function `aoti_torch_cpu_NAME` that code packaged by AOTInductor calls directly.
 template <class F>
-int32_t shim_call(Handle* result, F&& function) {
+int32_t shim_call(F&& function) {
   try {
-    *result = function().release();
+    function();
     return 0;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;
   }
+}
+
+// `function` returns a Tensor, or a tuple of two.
+template <class F>
+int32_t shim_call(Handle* result, F&& function) {
+  return shim_call([&] { *result = function().release(); });
+}
+template <class F>
+int32_t shim_call(Handle* first, Handle* second, F&& function) {
+  return shim_call([&] {
+    auto results = function();
+    *first = std::get<0>(results).release();
+    *second = std::get<1>(results).release();
+  });
 }
 
 // ---- threads ------------------------------------------------------------------------------------------------------------------

@@ -112,6 +112,12 @@ DSV3RT_EXPORT int32_t aoti_torch_cpu_rms_norm(dsv3rt::Handle x, dsv3rt::Handle w
   return dsv3rt::shim_call(y, [&] { return rms_norm(Tensor::borrow(x), Tensor::borrow(weight), eps); });
 }
 
+DSV3RT_EXPORT int32_t aoti_torch_cpu_add_rms_norm(dsv3rt::Handle x, dsv3rt::Handle residual, dsv3rt::Handle weight, double eps,
+                                                  dsv3rt::Handle* sum, dsv3rt::Handle* y) {
+  return dsv3rt::shim_call(
+      sum, y, [&] { return add_rms_norm(Tensor::borrow(x), Tensor::borrow(residual), Tensor::borrow(weight), eps); });
+}
+
 // Read `bytes` (a multiple of 8) once with all threads, as fast as the machine can. Returns a checksum.
 DSV3RT_EXPORT uint64_t dsv3rt_read(const void* data, int64_t bytes) {
   constexpr int64_t piece = 256 << 10;

@@ -355,3 +355,27 @@ DSV3RT_OPERATORS {
       "float scale, bool interleaved) -> Tensor",
       mla_decode_fp8);
 }
+
+using dsv3rt::Handle;
+
+DSV3RT_EXPORT int32_t aoti_torch_cpu_mla_decode(Handle q, Handle kv, Handle norm, Handle positions, Handle inv_freq, Handle kv_b,
+                                                Handle kv_b_scale, Handle latents, int64_t heads, int64_t nope, double eps,
+                                                double magnitude, double scale, int32_t interleaved, Handle* y) {
+  return dsv3rt::shim_call(y, [&] {
+    return mla_decode(Tensor::borrow(q), Tensor::borrow(kv), Tensor::borrow(norm), Tensor::borrow(positions),
+                      Tensor::borrow(inv_freq), Tensor::borrow(kv_b), Tensor::borrow(kv_b_scale), Tensor::borrow(latents), heads,
+                      nope, eps, magnitude, scale, interleaved != 0);
+  });
+}
+
+DSV3RT_EXPORT int32_t aoti_torch_cpu_mla_decode_fp8(Handle q, Handle kv, Handle norm, Handle positions, Handle inv_freq,
+                                                    Handle kv_b, Handle kv_b_scale, Handle latents, Handle scales,
+                                                    Handle rope_keys, int64_t heads, int64_t nope, double eps, double magnitude,
+                                                    double scale, int32_t interleaved, Handle* y) {
+  return dsv3rt::shim_call(y, [&] {
+    return mla_decode_fp8(Tensor::borrow(q), Tensor::borrow(kv), Tensor::borrow(norm), Tensor::borrow(positions),
+                          Tensor::borrow(inv_freq), Tensor::borrow(kv_b), Tensor::borrow(kv_b_scale), Tensor::borrow(latents),
+                          Tensor::borrow(scales), Tensor::borrow(rope_keys), heads, nope, eps, magnitude, scale,
+                          interleaved != 0);
+  });
+}

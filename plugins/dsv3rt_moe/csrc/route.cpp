@@ -117,3 +117,14 @@ DSV3RT_OPERATORS {
       "bool renormalise, float scale) -> (Tensor, Tensor)",
       route);
 }
+
+using dsv3rt::Handle;
+
+DSV3RT_EXPORT int32_t aoti_torch_cpu_route(Handle x, Handle weight, Handle bias, int64_t groups, int64_t keep,
+                                           int64_t best_of_group, int64_t chosen, int32_t softmax, int32_t renormalise,
+                                           double scale, Handle* weights, Handle* ids) {
+  return dsv3rt::shim_call(weights, ids, [&] {
+    return route(Tensor::borrow(x), Tensor::borrow(weight), Tensor::borrow(bias), groups, keep, best_of_group, chosen,
+                 softmax != 0, renormalise != 0, scale);
+  });
+}

@@ -229,6 +229,15 @@ class DraftSession(Protocol):
 
 
 @runtime_checkable
+class PreparesSteps(Protocol):
+    """A DraftSession that knows which graphs it will need."""
+
+    def prepare(self, rule: DraftRule) -> None:
+        """Ask for those that answers by this rule will use first."""
+        ...
+
+
+@runtime_checkable
 class FusesSteps(Protocol):
     """A DraftSession that can also verify, observe and draft again in one go (one graph, one wait)."""
 

@@ -241,6 +241,8 @@ class Runtime:
         """Ask for every graph a conversation needs, so that compiling begins before the first question."""
         conversation = self.conversations.take(())
         self.engine.prepare(conversation.sequence.window(1))
+        if conversation.speculator is not None and self.engine.mode != "off":
+            conversation.speculator.prepare(self.sampling_defaults)
         self.conversations.give_back(conversation)
 
     def _run(

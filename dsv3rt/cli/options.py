@@ -133,7 +133,9 @@ def loading_options(*, default: str | None = None) -> Callable[[Command], Comman
         click.option("--plugin", multiple=True, type=click.Path(), help="A plugin from a single file; repeatable."),
         click.option("--device", help="cpu or cuda [default: cuda where there is one]."),
         click.option("--dtype", help="Of the computation: float32, bfloat16, float16."),
-        click.option("--cache-dtype", help="Of the cache [default: that of the computation]."),
+        click.option(
+            "--cache-dtype", help="Of the cache [default: bfloat16, or float32 as --dtype or the weights are]."
+        ),
         click.option(
             "--compile",
             type=click.Choice(["auto", "full", "block", "off", "wait"]),

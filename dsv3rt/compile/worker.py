@@ -18,7 +18,7 @@ import time
 
 from dsv3rt.compile.jobs import Job, receive
 
-NICENESS = 5
+NICENESS = 10
 
 
 def _answer(out: int, key: str, seconds: float, error: str | None) -> None:

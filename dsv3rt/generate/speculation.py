@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from collections.abc import Sequence as TokenSequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from torch import Tensor
@@ -16,10 +16,10 @@ from torch import Tensor
 from dsv3rt.generate.acceptance import settle
 from dsv3rt.generate.draft_count import LOOK_STEPS, AutoCount, Costs, FixedCount, TypicalCosts
 from dsv3rt.generate.results import Speculation
-from dsv3rt.generate.sampling import Sampler
+from dsv3rt.generate.sampling import Sampler, SamplingParams
 from dsv3rt.generate.sequence import Sequence
 from dsv3rt.generate.steps import Settled
-from dsv3rt.interfaces import DraftRule, Drafts, DraftSession, FusesSteps, PredictionHead, Verified
+from dsv3rt.interfaces import DraftRule, Drafts, DraftSession, FusesSteps, PredictionHead, PreparesSteps, Verified
 
 NO_DRAFTS = Drafts([])
 
@@ -94,6 +94,11 @@ class Speculator:
         """How drafting went in the newest answer."""
         return self.record.result(self.costs)
 
+    def prepare(self, params: SamplingParams) -> None:
+        """Have compiled what answers by `params` will use."""
+        if params.repetition_penalty == 1 and isinstance(self.session, PreparesSteps):
+            self.session.prepare(_rule(params))
+
     def reuse(self, token_ids: TokenSequence[int]) -> int:
         """As `Sequence.reuse`, keeping so much less that the head can observe every row that depends on a change."""
         self.sequence.reuse(token_ids, lookback=self.session.lookback)
@@ -121,9 +126,7 @@ class Speculator:
         """Settled tokens, step by step, for ever; the consumer stops asking. `logits_V`: what `read` returned."""
         sequence, session = self.sequence, self.session
         params = sampler.params
-        rule = DraftRule(
-            0.0 if params.greedy else params.temperature, params.top_k, params.top_p, params.min_p, sampler.uniforms
-        )
+        rule = replace(_rule(params), uniforms=sampler.uniforms)
         fused = session if params.repetition_penalty == 1 and isinstance(session, FusesSteps) else None
         newest = sampler.next_token(logits_V, sequence.token_ids)
         assert self._tail is not None
@@ -179,6 +182,10 @@ class Speculator:
         if verified is not None:
             sequence.settle([newest, *verified.settled[:-1]])
         return verified
+
+
+def _rule(params: SamplingParams) -> DraftRule:
+    return DraftRule(0.0 if params.greedy else params.temperature, params.top_k, params.top_p, params.min_p)
 
 
 def _cut(drafts: Drafts, count: int) -> Drafts:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 CATCH_UP = 512
 """Rows waiting at most; more are passed through the modules in batches of this size."""
+PREPARED = 2
+"""Draft counts whose steps are compiled before they are met."""
 COMPILE_AFTER = 8
 """Uses of a draft count, outside fused steps, after which it is compiled for."""
 MOST_APART = 32
@@ -178,6 +180,30 @@ class MTPSession:
         self._next_ids.extend(settled)
         self._final = len(self._next_ids)
         return Verified(settled, Drafts(tokens[count + 1 :], candidates), logits_TV)
+
+    @torch.inference_mode()
+    def prepare(self, rule: DraftRule) -> None:
+        """Ask for the graphs that answers by this rule will use first."""
+        if self.head.depth > 1 or (rule.temperature and not self._worth_fusing(rule)):
+            return
+        candidates = min(CANDIDATES, int(self.head.embed.weight.shape[0]))  # type: ignore
+        for count in range(1, min(PREPARED, self.head.max_drafts) + 1):
+            args: list[Any] = [
+                torch.zeros(count + 2, dtype=torch.int64, device=self.device),
+                self._decoder.make_caches(2, self.device),  # type: ignore[operator]
+                self._window(2 * count + 1),
+            ]
+            if rule.temperature:
+                args += [
+                    torch.zeros(count, candidates, dtype=torch.int64, device=self.device),
+                    torch.zeros(count, candidates, device=self.device),
+                    self._numbers(rule),
+                    torch.zeros(2 * count + 1, dtype=torch.float64, device=self.device),
+                ]
+            kind = SampledStep if rule.temperature else GreedyStep
+            key = (kind.__name__, count)
+            self._steps[key] = self._compile(kind(self._decoder, self.head, count))
+            self._steps[key].prepare(*args)
 
     def _worth_fusing(self, rule: DraftRule) -> bool:
         """Whether shortlists are likely to hold all that may be drawn."""

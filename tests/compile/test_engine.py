@@ -191,3 +191,29 @@ def test_a_module_travels_without_its_weights(plain: Runtime) -> None:
 def test_unknown_modes_are_refused(plain: Runtime) -> None:
     with pytest.raises(UsageError, match="known: auto, full"):
         Engine(plain.engine.decoder, "fast")
+
+
+def test_a_store_that_cannot_be_written_costs_one_line(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    decoder = dsv3rt.load(folder, compile="off", head="none", max_context=64).engine.decoder
+    engine = Engine(decoder, "wait", cache_folder=tmp_path / "file" / "graphs")
+    with caplog.at_level(logging.WARNING):
+        tokens, _ = greedy(engine, [1, 2, 3], 2)
+    engine.close()
+    assert len(tokens) == 2 and engine.counters.compiled == 0
+    assert len(caplog.records) == 1 and "not compiled" in caplog.text and str(tmp_path / "file") in caplog.text
+
+
+def test_a_graph_serves_one_token_and_many(compiled: Engine, plain: Runtime) -> None:
+    """Decoding, and verifying any number of drafts, are the same graph."""
+    greedy(compiled, PROMPT, 1)
+    graphs = set(compiled.counters.graphs)
+    for count in (1, 2, 5, 16):
+        mine, theirs = Sequence(compiled, 512, CPU), Sequence(plain.engine, 512, CPU)
+        for sequence in (mine, theirs):
+            sequence.extend(PROMPT)
+        logits, expected = (sequence.extend([3] * count, last=None)[0] for sequence in (mine, theirs))
+        assert (logits - expected).abs().max() <= 1e-3 * expected.std()
+    assert compiled.counters.graphs == graphs and compiled.counters.uncompiled == 0

@@ -262,7 +262,7 @@ _SAID = ("What did I say?", "What did I just say?", "Say it again.", "Once more.
 
 def repeat(rng: random.Random) -> Turns:
     """Words to be said again. Not much use by itself, but the shortest way to learn to look back."""
-    spoken = " ".join(_any_word(rng) for _ in range(rng.choice((1, 1, 2, 3, 4, 5, 6, 8, 10))))
+    spoken = " ".join(_any_word(rng) for _ in range(rng.choice((1, 1, 2, 3, 4, 6, 8, 12, 16))))
     turns = [(rng.choice(_REPEAT).format(w=spoken), spoken)]
     if rng.random() < 0.3:
         turns.append((rng.choice(_SAID), spoken))

@@ -50,7 +50,7 @@ def tensors(official: Mapping[str, Tensor], *, fp8: bool) -> dict[str, Tensor]:
 
 
 def write_tensors(
-    official: Mapping[str, Tensor], folder: Path, config: dict[str, Any], *, fp8: bool, temperature: float = 0.6
+    official: Mapping[str, Tensor], folder: Path, config: dict[str, Any], *, fp8: bool, temperature: float = 0.4
 ) -> int:
     """The checkpoint of these float32 tensors, without its tokenizer. Returns the bytes of weights.
 
@@ -75,12 +75,12 @@ def write_tensors(
         "eos_token_id": config.get("eos_token_id"),
         "do_sample": True,
         "temperature": temperature,
-        "top_p": 0.95,
+        "top_p": 0.9,
     }
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     return sum(t.numel() * t.element_size() for t in stored.values())
 
 
-def write(model: TrainableModel, folder: Path, config: dict[str, Any], *, fp8: bool, temperature: float = 0.6) -> int:
+def write(model: TrainableModel, folder: Path, config: dict[str, Any], *, fp8: bool, temperature: float = 0.4) -> int:
     """`write_tensors` of a model as it stands (adapters, if it has any, left out)."""
     return write_tensors(model.official(), folder, config, fp8=fp8, temperature=temperature)

@@ -24,16 +24,24 @@ def test_the_bundled_checkpoint(kind: str, tmp_path: Path) -> None:
         convert(folder, tmp_path / "bf16", "bf16")
         folder = tmp_path / "bf16"
     runtime = dsv3rt.load(folder, compile="off")
-    found = compare(runtime, 1000, [1, 2, 4], given=chats(runtime)[::4])
-    assert found.accepted > 300 and found.rejected > 300
+    found = compare(runtime, 600, [1, 3], given=chats(runtime)[::4])
+    assert found.accepted > 100 and found.rejected > 100
 
 
-@pytest.mark.parametrize("compiled", [pytest.param(False, id="uncompiled"), pytest.param(True, marks=pytest.mark.slow)])
+def random_folder(make_checkpoint: Callable[..., Path], kind: str) -> Path:
+    return make_checkpoint(dtype=torch.bfloat16, fp8=kind == "fp8", max_position_embeddings=1024, **RANDOM)
+
+
 @pytest.mark.parametrize("kind", ["fp8", "bf16"])
-def test_a_random_checkpoint(kind: str, compiled: bool, make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    folder = make_checkpoint(dtype=torch.bfloat16, fp8=kind == "fp8", max_position_embeddings=1024, **RANDOM)
-    if compiled and kind == "bf16":
-        pytest.skip("the graphs are the same but for the products")
-    runtime = dsv3rt.load(folder, compile="wait" if compiled else "off", max_context=700)
-    found = compare(runtime, 1000, [2] if compiled else [1, 3, "auto"])
+def test_a_random_checkpoint(kind: str, make_checkpoint: Callable[..., Path]) -> None:
+    runtime = dsv3rt.load(random_folder(make_checkpoint, kind), compile="off", max_context=700)
+    found = compare(runtime, 600, [1, 3])
     assert found.accepted > 20 and found.rejected > 100
+
+
+@pytest.mark.slow
+def test_a_compiled_random_checkpoint(make_checkpoint: Callable[..., Path]) -> None:
+    runtime = dsv3rt.load(random_folder(make_checkpoint, "fp8"), compile="wait", max_context=700)
+    found = compare(runtime, 1000, [2])
+    assert found.accepted > 20 and found.rejected > 100
+    assert runtime.engine.counters.compiled > found.tokens

@@ -35,8 +35,10 @@ def test_logits_and_drafts_are_unchanged(base: Path, tmp_path: Path, layers: int
     old, new = (load(folder, compile="off", head="mtp", dtype="float32") for folder in (base, tmp_path / "grown"))
     assert new.plan.config.num_hidden_layers == layers
     assert torch.equal(old.logits(ids), new.logits(ids))
-    drafted = [rt.generate(ids, max_tokens=24, temperature=0.0, draft_tokens=1).speculation for rt in (old, new)]
-    assert drafted[0] == drafted[1] and drafted[0].drafted > 0
+    told = [rt.generate(ids, max_tokens=24, temperature=0.0, draft_tokens=1) for rt in (old, new)]
+    assert told[0].token_ids == told[1].token_ids
+    drafted = [(t.speculation.drafted, t.speculation.accepted, t.speculation.per_position) for t in told]
+    assert drafted[0] == drafted[1] and drafted[0][0] > 0
 
 
 def test_new_layers_follow_expert_layers_evenly(tiny_config: ModelConfig) -> None:

@@ -151,6 +151,8 @@ class DraftRule:
     min_p: float = 0.0
     uniforms: Callable[[int], Tensor] = torch.rand
     """So many fresh numbers in [0, 1), float64 [n] on the CPU, from the answer's own generator."""
+    repeatable: bool = False
+    """A seed was given: the same numbers must be drawn for the same things whether compiled or not."""
 
 
 @dataclass(frozen=True)

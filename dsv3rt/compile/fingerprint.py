@@ -37,8 +37,9 @@ class UnkeyableError(Exception):
     """The module holds something whose meaning cannot be put into words; it can be compiled, but not cached."""
 
 
-def fingerprint(module: nn.Module) -> str:
-    """Hex digest of everything about `module` that a graph of it depends on. Raises UnkeyableError."""
+def fingerprint(module: nn.Module, threads: int) -> str:
+    """Hex digest of everything about `module` that a graph of it for so many threads depends on. Raises
+    UnkeyableError."""
     digest = hashlib.sha256()
     packages: set[str] = set()
     seen: dict[int, int] = {}
@@ -46,7 +47,7 @@ def fingerprint(module: nn.Module) -> str:
         digest.update(line.encode() + b"\n")
     for package in sorted(packages - {"torch"} | {"dsv3rt"}):
         digest.update(f"{package} {source_digest(package)}\n".encode())
-    digest.update(environment().encode())
+    digest.update(environment(threads).encode())
     return digest.hexdigest()
 
 
@@ -144,7 +145,7 @@ def _machine() -> str:
     return f"{platform.system()} {platform.machine()} {' '.join(sorted(flags.split()))}"
 
 
-def environment() -> str:
+def environment(threads: int) -> str:
     """Everything outside the module that a graph depends on."""
     native = os.environ.get("DSV3RT_NATIVE", "1")
-    return repr((torch.__version__, _machine(), torch.get_num_threads(), native))
+    return repr((torch.__version__, _machine(), threads, native))

@@ -6,6 +6,7 @@ Legend: T new tokens.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,6 +56,20 @@ class Shared:
     tickets: list[Ticket] = field(default_factory=list)
     covered: int = 0
     """Above 0 while a module runs uncompiled whose own graph is being made: its parts need none."""
+    _yielding: bool = False
+
+    def yield_cores(self) -> None:
+        """Leave the compiler's core to it: with as many threads as cores, every product waits for the one thread that
+        the compiler keeps from running."""
+        making, threads = self.compiler.making, self.compiler.threads
+        if making:
+            wanted = max(1, min(threads, (os.cpu_count() or 1) - making))
+            if torch.get_num_threads() > wanted:
+                torch.set_num_threads(wanted)
+                self._yielding = True
+        elif self._yielding:
+            torch.set_num_threads(threads)
+            self._yielding = False
 
 
 @dataclass(frozen=True)
@@ -118,6 +133,8 @@ class Program:
         signature, contiguous = self._take_apart(args, flat)
         if signature is None:
             return self.module(*args)
+        if not self.shared.wait:
+            self.shared.yield_cores()
         graph = self._ready.get(signature)
         if graph is None:
             graph = self._find(signature, args, wait=self.shared.wait)
@@ -242,7 +259,7 @@ class Program:
         import hashlib
 
         if self._fingerprint is None:
-            self._fingerprint = fingerprint(self.module)
+            self._fingerprint = fingerprint(self.module, self.shared.compiler.threads)
         return hashlib.sha256(f"{self._fingerprint} {spec.canonical()}".encode()).hexdigest()[:32]
 
     def _watched(self, live: Call) -> Call:

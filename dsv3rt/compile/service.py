@@ -99,6 +99,11 @@ class Compiler:
         with self._lock:
             return self._running == 0 and not self._queue
 
+    @property
+    def making(self) -> int:
+        """How many graphs are being made at this moment."""
+        return self._running
+
     def close(self) -> None:
         """Stop at once, in the middle of what is being made."""
         with self._lock:

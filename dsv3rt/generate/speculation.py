@@ -185,7 +185,13 @@ class Speculator:
 
 
 def _rule(params: SamplingParams) -> DraftRule:
-    return DraftRule(0.0 if params.greedy else params.temperature, params.top_k, params.top_p, params.min_p)
+    return DraftRule(
+        0.0 if params.greedy else params.temperature,
+        params.top_k,
+        params.top_p,
+        params.min_p,
+        repeatable=params.seed is not None,
+    )
 
 
 def _cut(drafts: Drafts, count: int) -> Drafts:

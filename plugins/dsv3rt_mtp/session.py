@@ -166,7 +166,7 @@ class MTPSession:
         ]
         if drafts.candidates is not None:
             args += [*drafts.candidates, self._numbers(rule), rule.uniforms(2 * count + 1).to(self.device)]
-        step = self._step(SampledStep if rule.temperature else GreedyStep, count, args)
+        step = self._step(SampledStep if rule.temperature else GreedyStep, count, args, repeatable=rule.repeatable)
         if step is None:
             return None
         packed, logits_TV, *following = step(*args)
@@ -212,9 +212,11 @@ class MTPSession:
             return False
         return rule.top_p < 1 or rule.min_p > 0 or 0 < rule.top_k < CANDIDATES
 
-    def _step(self, kind: type[GreedyStep] | type[SampledStep], count: int, args: Sequence[Any]) -> Compiled | None:
+    def _step(
+        self, kind: type[GreedyStep] | type[SampledStep], count: int, args: Sequence[Any], *, repeatable: bool
+    ) -> Compiled | None:
         """None while its graph is being made: separate steps, whose graphs are shared, are quicker until then. But they
-        draw other random numbers, and a seed means a text whether compiled or not."""
+        draw other random numbers, and a seed means a text whether compiled or not (`repeatable`)."""
         key = (kind.__name__, count)
         step = self._steps.get(key)
         if step is None:
@@ -222,6 +224,6 @@ class MTPSession:
         if key not in self._running:
             if step.ready(*args):
                 self._running.add(key)
-            elif kind is GreedyStep:
+            elif kind is GreedyStep or not repeatable:
                 return None
         return step

@@ -11,8 +11,8 @@ from typing import Any
 
 import openai
 import pytest
-from conftest import running
 from dsv3rt_serve.app import Server, Settings
+from serve_cases import running
 
 from dsv3rt import Runtime
 

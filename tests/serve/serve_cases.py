@@ -1,0 +1,26 @@
+"""A server that runs in a thread of the tests."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import uvicorn
+from dsv3rt_serve.app import Server
+
+
+def running(server: Server) -> Iterator[Server]:
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    uvicorn_server = uvicorn.Server(uvicorn.Config(server.app(), log_level="error", timeout_graceful_shutdown=2))
+    thread = threading.Thread(target=uvicorn_server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    while not uvicorn_server.started:
+        time.sleep(0.01)
+    server.url = f"http://127.0.0.1:{listening.getsockname()[1]}"  # type: ignore[attr-defined]
+    yield server
+    uvicorn_server.should_exit = True
+    thread.join(20)
+    assert not thread.is_alive()

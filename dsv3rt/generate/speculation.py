@@ -22,6 +22,8 @@ from dsv3rt.generate.steps import Settled
 from dsv3rt.interfaces import DraftRule, Drafts, DraftSession, FusesSteps, PredictionHead, PreparesSteps, Verified
 
 NO_DRAFTS = Drafts([])
+MOST_TRIED = 2
+"""Most drafts that `auto` tries. Each count has a graph of its own to be compiled, and three have never paid so far."""
 
 
 class Counter(Protocol):
@@ -73,7 +75,7 @@ class Speculator:
         self.max_drafts = head.max_drafts
         self.session: DraftSession = head.start(sequence.capacity, sequence.device, engine.decoder, engine.graph)
         self.costs = Costs()
-        self._auto = AutoCount(head.max_drafts, self.costs)
+        self._auto = AutoCount(min(MOST_TRIED, head.max_drafts), self.costs)
         self._tail: tuple[Tensor, int] | None = None
         """Hidden state of the newest computed row, whose next token is not known yet, and its position."""
         self.record = Record()

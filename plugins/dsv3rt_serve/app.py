@@ -91,7 +91,8 @@ class Server:
             except RequestError as error:
                 response = JSONResponse(error.as_dict(), error.status)
             except UserError as error:
-                response = JSONResponse(refusal(error).as_dict(), refusal(error).status)
+                refused = refusal(error)
+                response = JSONResponse(refused.as_dict(), refused.status)
             except Exception as error:
                 log.exception("%s %s failed", request.method, request.url.path)
                 failed = RequestError(f"{type(error).__name__}: {error}", status=500)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ TokenBytes = Callable[[int], bytes]
 
 
 @dataclass(frozen=True)
-class Reply:
+class Reply(abc.ABC):
     """What all objects of one answer share; `ChatReply` and `TextReply` differ in their choices."""
 
     model: str
@@ -52,11 +53,13 @@ class Reply:
         """What stream_options.include_usage asks for, after the last piece."""
         return self._object(self.piece_kind, [], usage=usage(generation))
 
+    @abc.abstractmethod
     def said(self, generation: Generation) -> dict[str, Any]:
-        raise NotImplementedError
+        """What the one choice of a whole answer holds."""
 
+    @abc.abstractmethod
     def adds(self, chunk: Chunk) -> dict[str, Any]:
-        raise NotImplementedError
+        """What the one choice of a piece holds."""
 
     def _text(self, token_id: int) -> str:
         return self.token_bytes(token_id).decode("utf-8", "replace") if self.token_bytes else str(token_id)

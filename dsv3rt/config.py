@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,11 +175,17 @@ _INERT = frozenset(
 )
 
 
-class _Reader:
-    """Takes keys out of config.json one by one, so that what is left over is known."""
+_MOST = 1e15
+"""No number in a config is larger: whole ones up to here are exact as floats."""
 
-    def __init__(self, raw: Mapping[str, Any]) -> None:
+
+class _Reader:
+    """Takes keys out of config.json, or an object in it, one by one, so that what is left over is known."""
+
+    def __init__(self, raw: Mapping[str, Any], where: str = "") -> None:
         self.raw = dict(raw)
+        self.where = where
+        """In front of a key where it is named."""
         self.used: set[str] = set()
 
     def take(self, key: str, default: Any = None) -> Any:
@@ -190,15 +196,11 @@ class _Reader:
     def number(self, key: str, default: float | None = None, *, minimum: float = 0) -> float:
         value = self.take(key, default)
         if value is None:
-            raise ConfigError(f"config.json lacks {key}", fix="is this a model of the DeepSeek-V3 family?")
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, (int, float))
-            or value < minimum
-            or not math.isfinite(value)
-        ):
+            raise ConfigError(f"config.json lacks {self.where}{key}", fix="is this a model of the DeepSeek-V3 family?")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not minimum <= value <= _MOST:
             raise ConfigError(
-                f"config.json: {key} = {value!r} is not a number >= {minimum:g}", fix="correct config.json"
+                f"config.json: {self.where}{key} = {value!r:.40} is not a number >= {minimum:g}",
+                fix="correct config.json",
             )
         return float(value)
 
@@ -214,6 +216,21 @@ class _Reader:
             raise ConfigError(f"config.json: {key} = {value!r} is not true or false", fix="correct config.json")
         return value
 
+    def one_of(self, key: str, default: str | None, known: Collection[str]) -> str:
+        value = self.take(key, default)
+        if not isinstance(value, str) or value not in known:
+            raise ConfigError(
+                f"config.json: {self.where}{key} = {value!r} is unknown", fix=f"known: {', '.join(known)}"
+            )
+        return value
+
+    def token_ids(self, key: str) -> tuple[int, ...]:
+        value = self.take(key, [])
+        ids = value if isinstance(value, list) else [value]
+        if not all(type(token) is int for token in ids):
+            raise ConfigError(f"config.json: {key} = {value!r} is not a token id", fix="correct config.json")
+        return tuple(ids)
+
     def only(self, key: str, *allowed: Any) -> None:
         """A key that would change the maths: it must be absent or one of the values this runtime implements."""
         value = self.take(key)
@@ -224,25 +241,13 @@ class _Reader:
             )
 
     def read(self) -> ModelConfig:
-        model_type = self.take("model_type")
-        if model_type not in FAMILIES:
-            raise ConfigError(f"unknown model_type {model_type!r}", fix=f"known: {', '.join(FAMILIES)}")
+        model_type = self.one_of("model_type", None, FAMILIES)
         family = FAMILIES[model_type]
         self.only("hidden_act", "silu")
         self.only("mlp_bias", False)
         self.only("attn_module_list_cfg", [])
-        topk_method = self.take("topk_method", family.topk_method)
-        scoring = self.take("scoring_func", family.scoring_func)
         experts = self.integer("n_routed_experts", 0)
         layers = self.integer("num_hidden_layers", minimum=1)
-        if topk_method not in family.routing:
-            raise ConfigError(
-                f"config.json: topk_method = {topk_method!r} is unknown for {model_type}",
-                fix=f"known: {', '.join(family.routing)}",
-            )
-        if scoring not in ("sigmoid", "softmax"):
-            raise ConfigError(f"config.json: scoring_func = {scoring!r} is unknown", fix="known: sigmoid, softmax")
-        eos = self.take("eos_token_id", [])
         q_lora = self.take("q_lora_rank")
         theta, yarn = self.rope()
         config = ModelConfig(
@@ -267,8 +272,8 @@ class _Reader:
             moe_layer_freq=self.integer("moe_layer_freq", 1, minimum=1),
             n_group=self.integer("n_group", 1, minimum=1),
             topk_group=self.integer("topk_group", 1, minimum=1),
-            topk_method=topk_method,
-            scoring_func=scoring,
+            topk_method=self.one_of("topk_method", family.topk_method, family.routing),
+            scoring_func=self.one_of("scoring_func", family.scoring_func, ("sigmoid", "softmax")),
             norm_topk_prob=self.flag("norm_topk_prob", family.norm_topk_prob),
             routed_scaling_factor=self.number("routed_scaling_factor", 1.0),
             rms_norm_eps=self.number("rms_norm_eps", family.rms_norm_eps),
@@ -279,9 +284,9 @@ class _Reader:
             tie_word_embeddings=self.flag("tie_word_embeddings", False),
             torch_dtype=str(self.take("torch_dtype", self.raw.get("dtype") or "bfloat16")).removeprefix("torch."),
             quantization=self.quantization(),
-            bos_token_id=self.take("bos_token_id"),
-            eos_token_ids=tuple(eos) if isinstance(eos, list) else (eos,),
-            pad_token_id=self.take("pad_token_id"),
+            bos_token_id=next(iter(self.token_ids("bos_token_id")), None),
+            eos_token_ids=self.token_ids("eos_token_id"),
+            pad_token_id=next(iter(self.token_ids("pad_token_id")), None),
             initializer_range=self.number("initializer_range", 0.02),
             ignored_keys=tuple(sorted(set(self.raw) & _INERT)),
         )
@@ -300,8 +305,8 @@ class _Reader:
         if kinds is None:
             default = 1 if self.raw.get("model_type") == "glm4_moe_lite" else 0
             return self.integer("first_k_dense_replace", default)
-        dense = kinds.index("sparse") if "sparse" in kinds else len(kinds)
-        if kinds != ["dense"] * dense + ["sparse"] * (len(kinds) - dense) or len(kinds) != layers:
+        dense = kinds.index("sparse") if isinstance(kinds, list) and "sparse" in kinds else layers
+        if kinds != ["dense"] * dense + ["sparse"] * (layers - dense):
             raise ConfigError(
                 "config.json: mlp_layer_types is not some dense layers followed by sparse ones",
                 fix="this runtime would compute something else",
@@ -314,38 +319,29 @@ class _Reader:
 
     def rope(self) -> tuple[float, Yarn | None]:
         """The official `rope_theta` + `rope_scaling`, or newer tools' `rope_parameters`."""
-        scaling = self.take("rope_parameters") or self.take("rope_scaling") or {}
+        given = self.take("rope_parameters") or self.take("rope_scaling") or {}
         self.used.update({"rope_scaling", "rope_parameters"})
-        if not isinstance(scaling, dict):
+        if not isinstance(given, dict):
             raise ConfigError("config.json: rope_scaling is not an object", fix="correct config.json")
-        theta = float(scaling.get("rope_theta") or self.take("rope_theta", 10000.0))
+        scaling = _Reader(given, "rope_scaling.")
+        theta = (scaling if scaling.take("rope_theta") else self).number("rope_theta", 10000.0, minimum=1.001)
         self.used.add("rope_theta")
-        kind = scaling.get("rope_type") or scaling.get("type") or "default"
+        kind = scaling.one_of("rope_type", scaling.take("type", "default"), ("default", "yarn"))
         if kind == "default":
             return theta, None
-        if kind != "yarn":
-            raise ConfigError(f"config.json: rope scaling {kind!r} is not supported", fix="known: default, yarn")
-        known = set(
-            """
-            type rope_type rope_theta factor original_max_position_embeddings beta_fast beta_slow mscale
-            mscale_all_dim partial_rotary_factor
-            """.split()
+        yarn = Yarn(
+            factor=scaling.number("factor", minimum=1),
+            original_max_position_embeddings=scaling.integer("original_max_position_embeddings", minimum=1),
+            beta_fast=scaling.number("beta_fast", 32, minimum=1e-3),
+            beta_slow=scaling.number("beta_slow", 1, minimum=1e-3),
+            mscale=scaling.number("mscale", 1.0),
+            mscale_all_dim=scaling.number("mscale_all_dim", 0.0),
         )
-        if unknown := sorted(set(scaling) - known):
+        if unknown := sorted(set(given) - scaling.used - {"type", "partial_rotary_factor"}):
             raise ConfigError(
-                f"config.json: unknown rope scaling keys {', '.join(unknown)}", fix=f"known: {sorted(known)}"
+                f"config.json: unknown rope scaling keys {', '.join(unknown)}", fix="they may change the maths"
             )
-        try:
-            return theta, Yarn(
-                factor=float(scaling["factor"]),
-                original_max_position_embeddings=int(scaling["original_max_position_embeddings"]),
-                beta_fast=float(scaling.get("beta_fast") or 32),
-                beta_slow=float(scaling.get("beta_slow") or 1),
-                mscale=float(scaling.get("mscale") or 1.0),
-                mscale_all_dim=float(scaling.get("mscale_all_dim") or 0.0),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"config.json: rope_scaling is incomplete: {error}", fix="correct config.json") from None
+        return theta, yarn
 
     def quantization(self) -> BlockFP8 | None:
         raw = self.take("quantization_config")
@@ -357,6 +353,7 @@ class _Reader:
             or raw.get("quant_method") != "fp8"
             or not isinstance(block, list)
             or len(block) != 2
+            or not all(type(size) is int and size > 0 for size in block)
         ):
             raise ConfigError(
                 f"config.json: quantization_config {raw!r} is not supported", fix="known: fp8 with weight_block_size"
@@ -368,7 +365,7 @@ class _Reader:
             )
         if raw.get("scale_fmt") not in (None, "ue8m0"):
             raise ConfigError(f"config.json: scale_fmt {raw['scale_fmt']!r} is unknown", fix="known: ue8m0")
-        return BlockFP8(int(block[0]), int(block[1]), raw.get("scale_fmt"))
+        return BlockFP8(block[0], block[1], raw.get("scale_fmt"))
 
     def check(self, config: ModelConfig) -> None:
         """Combinations that cannot be computed."""

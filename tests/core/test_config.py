@@ -11,6 +11,7 @@ import pytest
 
 from dsv3rt.config import ModelConfig, Yarn
 from dsv3rt.errors import ConfigError
+from dsv3rt.model.rope import inverse_frequencies
 
 V3: dict[str, Any] = {
     "architectures": ["DeepseekV3ForCausalLM"],
@@ -108,14 +109,14 @@ def test_moe_layer_freq_is_honoured() -> None:
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
-        ({"model_type": "llama"}, "unknown model_type 'llama'"),
-        ({"model_type": None}, "unknown model_type None"),
+        ({"model_type": "llama"}, "model_type = 'llama' is unknown"),
+        ({"model_type": None}, "model_type = None is unknown"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported"),
         ({"topk_method": "random"}, "topk_method = 'random' is unknown"),
         ({"scoring_func": "tanh"}, "scoring_func = 'tanh' is unknown"),
         ({"sliding_window": 4096}, "keys this runtime does not know: sliding_window"),
-        ({"rope_scaling": {"type": "longrope", "factor": 4}}, "rope scaling 'longrope' is not supported"),
-        ({"rope_scaling": {"type": "yarn", "factor": 4}}, "rope_scaling is incomplete"),
+        ({"rope_scaling": {"type": "longrope", "factor": 4}}, "rope_scaling.rope_type = 'longrope' is unknown"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4}}, "lacks rope_scaling.original_max_position_embeddings"),
         ({"rope_scaling": {**V3["rope_scaling"], "attention_factor": 2}}, "unknown rope scaling keys attention_factor"),
         ({"rope_scaling": [1]}, "rope_scaling is not an object"),
         ({"quantization_config": {"quant_method": "gptq"}}, "is not supported"),
@@ -136,6 +137,24 @@ def test_what_cannot_be_computed_is_refused(keys: dict[str, Any], says: str) -> 
     with pytest.raises(ConfigError) as error:
         ModelConfig.from_dict(changed(**keys))
     assert says in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [0, -1, 1.5, True, "x", [], ["a"], {}, math.nan, math.inf, 10**400, [0, 128]],
+    ids=lambda junk: str(junk)[:9],
+)
+def test_no_value_of_any_key_is_more_than_one_line(junk: Any) -> None:
+    nested = [(outer, inner) for outer in ("rope_scaling", "quantization_config") for inner in (None, *V3[outer])]
+    plain = [(key, None) for key in (*V3, "mlp_layer_types", "rope_parameters")]
+    for key, inner in [*plain, *nested, ("quantization_config", "weight_block_size")]:
+        raw = changed(**{key: junk if inner is None else {**V3[key], inner: junk}})
+        try:
+            config = ModelConfig.from_dict(raw)
+        except ConfigError:
+            continue
+        assert config.softmax_scale > 0 and all(type(token) is int for token in config.eos_token_ids)
+        assert bool(inverse_frequencies(config).isfinite().all()), (key, inner)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "\x00", '"deepseek_v3"'])

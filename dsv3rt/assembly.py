@@ -5,7 +5,7 @@ This is the last place where a hook runs: what `build` returns is a plain module
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -89,6 +89,19 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def parse_device(text: str | torch.device) -> torch.device:
+    """Raises UsageError, also for a device that is not here."""
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        raise UsageError(f"unknown device {text!r}", fix="known: cpu, cuda, cuda:0 and so on") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"device {text!r} is not supported", fix="known: cpu, cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"there is no device {text}: torch finds {torch.cuda.device_count()} GPUs", fix="use cpu")
+    return device
+
+
 def parse_dtype(text: str | torch.dtype) -> torch.dtype:
     if isinstance(text, torch.dtype):
         return text
@@ -121,8 +134,10 @@ def resolve_plan(
         name, options = parse_choice(slot, text)
         return Choice(name, options, plugins.find(slot, name).owner)
 
-    where = torch.device(device) if device is not None else default_device()
+    where = parse_device(device) if device is not None else default_device()
     compute = parse_dtype(dtype) if dtype is not None else torch.float32 if where.type == "cpu" else torch.bfloat16
+    if compute.itemsize == 1:
+        raise UsageError("nothing can be computed in 8 bits", fix="--cache-dtype takes fp8, --dtype does not")
     if cache_dtype is not None:
         kept = parse_dtype(cache_dtype)
     else:
@@ -167,6 +182,24 @@ def _call(offer: Offer, slot: str, site: Any) -> Any:
         ) from error
 
 
+class _Watched(Mapping[str, str]):
+    """A slot's options, which know what nobody has looked at."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self.unread = set(options)
+
+    def __getitem__(self, key: str) -> str:
+        self.unread.discard(key)
+        return self._options[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._options)
+
+    def __len__(self) -> int:
+        return len(self._options)
+
+
 class _NotYet:
     """Stands in for the quantization while the quantization itself is being built."""
 
@@ -185,15 +218,19 @@ class Assembled:
 
 
 def build(plan: AssemblyPlan, plugins: Plugins, observers: Sequence[RoutingObserver] = ()) -> Assembled:
-    """Build the module tree on the meta device. Raises PluginError naming the plugin whose builder failed."""
+    """Build the module tree on the meta device.
+
+    Raises PluginError naming the plugin whose builder failed, and UsageError for an option that no builder read.
+    """
     config = plan.config
+    choices: dict[str, Choice] = {slot: choice for slot in SLOTS if (choice := getattr(plan, slot))}
+    offers = {slot: plugins.find(slot, choice.name) for slot, choice in choices.items()}
+    options = {slot: _Watched(choice.options) for slot, choice in choices.items()}
 
     def site(slot: str, layer: int, prefix: str, quantization: Quantization) -> Site:
-        choice: Choice | None = getattr(plan, slot)
-        options = choice.options if choice else {}
-        return Site(config, layer, prefix, quantization, plan.dtype, plan.cache_dtype, plan.device, options)
+        given: Options = options.get(slot, {})
+        return Site(config, layer, prefix, quantization, plan.dtype, plan.cache_dtype, plan.device, given)
 
-    offers = {slot: plugins.find(slot, choice.name) for slot in SLOTS if (choice := getattr(plan, slot))}
     placeholder: Any = _NotYet()
     with torch.device("meta"):
         quantization: Quantization = _call(
@@ -226,6 +263,10 @@ def build(plan: AssemblyPlan, plugins: Plugins, observers: Sequence[RoutingObser
                 make_block=make_block,
             )
             head = _call(offers["head"], "head", head_site)
+    for slot, watched in options.items():
+        if watched.unread:
+            name = choices[slot].name
+            raise UsageError(f"--{slot} {name} has no option {min(watched.unread)!r}", fix="correct or drop it")
     return Assembled(decoder.eval(), head, quantization, plan)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dsv3rt.cli.options import BUNDLED, Loading, loading_options
+from dsv3rt.cli.options import BUNDLED, Loading, draft_tokens_option, loading_options
 from dsv3rt.cli.output import emit_json, json_option, size
 from dsv3rt.errors import ContextError
 
@@ -29,7 +29,7 @@ _MOST_WARM_RUNS = 4
 @click.option("--prompt-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Prompt length.")
 @click.option("--gen-tokens", type=click.IntRange(min=2), default=64, show_default=True, help="Tokens to generate.")
 @click.option("--repeat", type=click.IntRange(min=1), default=3, show_default=True, help="Measured runs.")
-@click.option("--draft-tokens", type=click.IntRange(min=0), help="Tokens the head drafts in a step; 0 for none.")
+@draft_tokens_option
 @click.option("--seed", default=0, show_default=True, help="Of the random prompts.")
 @json_option
 def command(
@@ -37,7 +37,7 @@ def command(
     prompt_tokens: int,
     gen_tokens: int,
     repeat: int,
-    draft_tokens: int | None,
+    draft_tokens: int | str | None,
     seed: int,
     as_json: bool,
 ) -> None:

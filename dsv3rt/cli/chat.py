@@ -10,6 +10,7 @@ import click
 
 from dsv3rt.cli.options import BUNDLED, Loading, Speaking, loading_options, sampling_options, speaking_options
 from dsv3rt.cli.output import emit_json, json_option
+from dsv3rt.cli.stdin import piped_text
 from dsv3rt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 @click.option("--system-file", type=click.Path(path_type=Path), help="The same, from a file.")
 @sampling_options
 @speaking_options
+@click.option("--hide-reasoning", is_flag=True, help="Do not show its thoughts.")
 @click.option("--timings", is_flag=True, help="All figures under an answer, not just a line.")
 @json_option
 def command(
@@ -34,6 +36,7 @@ def command(
     prompt: str | None,
     system: str | None,
     system_file: Path | None,
+    hide_reasoning: bool,
     timings: bool,
     as_json: bool,
 ) -> None:
@@ -53,9 +56,7 @@ def command(
     single = prompt is not None or as_json or not sys.stdin.isatty()
     question = _question(prompt) if single else None
     runtime = _load(loading, speaking.template())
-    settings = ChatSettings(
-        sampling, speaking.reasoning, speaking.hide_reasoning, timings, dict(speaking.chat_template_kwargs)
-    )
+    settings = ChatSettings(sampling, speaking.reasoning, hide_reasoning, timings, dict(speaking.chat_template_kwargs))
     if question is None:
         _converse(_terminal(runtime, settings, system, interactive=True))
     elif as_json:
@@ -92,10 +93,7 @@ def _question(prompt: str | None) -> str:
     """What is asked once: -p, or all of stdin."""
     if prompt is None and sys.stdin.isatty():
         raise UsageError("--json answers one question, and none is given", fix="give -p TEXT or pipe it in")
-    try:
-        text = sys.stdin.read().removesuffix("\n") if prompt is None else prompt
-    except UnicodeDecodeError as error:
-        raise UsageError(f"standard input is not UTF-8 at byte {error.start}", fix="convert it") from None
+    text = piped_text() if prompt is None else prompt
     if not text.strip():
         raise UsageError("the question is empty", fix="give -p TEXT or pipe it in")
     return text

@@ -10,6 +10,7 @@ import click
 from dsv3rt.chat.report import footer
 from dsv3rt.cli.options import Loading, loading_options, sampling_options
 from dsv3rt.cli.output import emit_json, json_option
+from dsv3rt.cli.stdin import piped_text
 from dsv3rt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -76,10 +77,7 @@ def _prompt(text: str | None, ids: str | None) -> str | list[int]:
         return text
     if sys.stdin.isatty():
         raise UsageError("no prompt is given", fix='give -p "TEXT", --prompt-ids 1,2,3 or text on standard input')
-    try:
-        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"standard input is not UTF-8: {error.reason} at byte {error.start}") from None
+    return piped_text()
 
 
 def _show(stream: Stream, *, quiet: bool, with_text: bool) -> bool:

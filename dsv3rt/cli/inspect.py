@@ -124,7 +124,8 @@ def _plan(loading: Loading, config: ModelConfig) -> tuple[dict[str, Any], int | 
     from dsv3rt.assembly import build, resolve_plan
     from dsv3rt.plugin_manager import discover
 
-    slots = {slot: getattr(loading, slot) for slot in ("attention", "routing", "quantization", "head")}
+    slots = {slot: getattr(loading, slot) for slot in ("attention", "routing", "head")}
+    slots["quantization"] = loading.storage()
     try:
         plugins = discover(loading.plugin)
         plan = resolve_plan(
@@ -243,6 +244,10 @@ def _billions(count: int) -> str:
     return f"{count / 1e9:,.2f}B" if count >= 1e8 else f"{count / 1e6:,.2f}M"
 
 
+def _few_digits(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
+
+
 def _table(facts: dict[str, Any]) -> Table:
     """The same for people."""
     from rich.table import Table
@@ -286,8 +291,8 @@ def _table(facts: dict[str, Any]) -> Table:
         guess = facts["predicted_tps"]
         table.add_row(
             "speed",
-            (f"about {guess:.3g} tokens/s, " if guess else "")
-            + f"at most {facts['limit_tps']:.3g}: this machine reads {facts['machine_read_gbs']:.3g} GB/s",
+            (f"about {_few_digits(guess)} tokens/s, " if guess else "")
+            + f"at most {_few_digits(facts['limit_tps'])}: this machine reads {facts['machine_read_gbs']:.3g} GB/s",
         )
     return table
 

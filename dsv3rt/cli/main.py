@@ -158,6 +158,9 @@ def run(arguments: Sequence[str] | None = None, group: LazyGroup | None = None) 
     except UserError as error:
         _complain(str(error))
         return error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f" (see {context.command_path} --help)" if context else ""

@@ -2,7 +2,7 @@
 
 `@loading_options` gives `loading: Loading` (the checkpoint and how to load it), `@sampling_options` gives
 `sampling: dict` (what `Runtime.stream` takes), `@speaking_options` gives `speaking: Speaking` (chat templates and
-reasoning). Nothing heavy is imported until a bundle is used.
+whether to think). Nothing heavy is imported until a bundle is used.
 """
 
 from __future__ import annotations
@@ -100,13 +100,12 @@ class Loading:
 
 @dataclass(frozen=True)
 class Speaking:
-    """How the conversation is written out for the model, and what becomes of its thoughts."""
+    """How the conversation is written out for the model."""
 
     chat_template: str | None = None
     chat_template_file: Path | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     reasoning: Reasoning = "auto"
-    hide_reasoning: bool = False
 
     def template(self) -> str | None:
         """What stands in for the checkpoint's own template: a name or a source. Raises UserError."""
@@ -160,6 +159,26 @@ def loading_options(*, default: str | None = None) -> Callable[[Command], Comman
     return _bundle("loading", flags, names, gather)
 
 
+class _DraftTokens(click.ParamType["int | str"]):
+    """A number or auto."""
+
+    name = "count"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        text = str(value)
+        if text != "auto" and not text.isdecimal():
+            self.fail(f"{text!r} is neither a number nor auto", param, ctx)
+        return text if text == "auto" else int(text)
+
+
+draft_tokens_option = click.option(
+    "--draft-tokens",
+    type=_DraftTokens(),
+    metavar="N|auto|0",
+    help="Tokens the head drafts in a step; 0 for none [default: auto].",
+)
+
+
 def sampling_options(command: Command) -> Command:
     """Everything about choosing tokens and when to end; only what was given ends up in `sampling`."""
     flags = [
@@ -171,7 +190,7 @@ def sampling_options(command: Command) -> Command:
         click.option("--seed", type=int, help="The same seed gives the same text."),
         click.option("-n", "--max-tokens", "--predict", "max_tokens", type=click.IntRange(min=0), help="Length limit."),
         click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; repeatable."),
-        click.option("--draft-tokens", metavar="N|auto|0", help="Tokens the head drafts in a step; 0 for none."),
+        draft_tokens_option,
     ]
     names = ["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "max_tokens", "stop"]
     names.append("draft_tokens")
@@ -180,8 +199,6 @@ def sampling_options(command: Command) -> Command:
         from dsv3rt.generate.sampling import SamplingParams
 
         kept = {name: value for name, value in given.items() if value not in (None, ())}
-        if "draft_tokens" in kept:
-            kept["draft_tokens"] = _draft_tokens(kept["draft_tokens"])
         others = ("max_tokens", "stop", "draft_tokens")
         SamplingParams().override(**{name: value for name, value in kept.items() if name not in others})
         return kept
@@ -190,7 +207,7 @@ def sampling_options(command: Command) -> Command:
 
 
 def speaking_options(command: Command) -> Command:
-    """Chat templates and reasoning."""
+    """Chat templates, and whether to think."""
     flags = [
         click.option("--chat-template", metavar="NAME|SOURCE", help="Another template than the checkpoint's."),
         click.option("--chat-template-file", type=click.Path(path_type=Path), help="The same, from a file."),
@@ -202,7 +219,6 @@ def speaking_options(command: Command) -> Command:
             show_default=True,
             help="Whether the model is to think first.",
         ),
-        click.option("--hide-reasoning", is_flag=True, help="Do not show its thoughts."),
     ]
 
     def gather(given: dict[str, Any]) -> Speaking:
@@ -230,14 +246,6 @@ def _bundle(
         return result
 
     return decorate
-
-
-def _draft_tokens(text: str) -> int | str:
-    if text == "auto":
-        return text
-    if not text.isdecimal():
-        raise UsageError(f"--draft-tokens {text!r} is neither a number nor auto", fix="give a number, 0 for none")
-    return int(text)
 
 
 def _json_object(text: str | None) -> dict[str, Any]:

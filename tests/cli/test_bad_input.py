@@ -85,7 +85,7 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "malformed index": (lambda folder: (folder / INDEX).write_text("{"), "not readable JSON"),
     "malformed config": (lambda folder: (folder / "config.json").write_text("{"), "not readable JSON"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "no config.json"),
-    "config of another kind": (lambda folder: edit(folder, model_type="llama"), "unknown model_type 'llama'"),
+    "config of another kind": (lambda folder: edit(folder, model_type="llama"), "model_type = 'llama' is unknown"),
     "unknown maths": (lambda folder: edit(folder, hidden_act="gelu"), "hidden_act"),
     "unknown key": (lambda folder: edit(folder, secret_sauce=3), "secret_sauce"),
     "wrong number": (lambda folder: edit(folder, hidden_size="big"), "hidden_size"),

@@ -41,7 +41,7 @@ def test_piped_input_is_the_question(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, as_json: Callable[..., dict[str, Any]]
 ) -> None:
     asked = as_json("chat", "-m", str(tiny), "-p", "Hi", "-n", "3", "-s", "S", *FLAGS)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Hi\n")))
     piped = as_json("chat", str(tiny), "-n", "3", "-s", "S", *FLAGS)
     assert piped["prompt_token_ids"] == asked["prompt_token_ids"]
 
@@ -49,7 +49,7 @@ def test_piped_input_is_the_question(
 def test_piped_input_that_is_no_text(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\xff"), encoding="utf-8"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\xff"), errors="surrogateescape"))
     assert chat(str(tiny)) == 2
     assert capfd.readouterr().err == "error: standard input is not UTF-8 at byte 1 (convert it)\n"
     assert chat(str(tiny), "-p", "a\udcff") == 1

@@ -46,6 +46,12 @@ def probe() -> LazyGroup:
     return group
 
 
+def test_without_a_command_it_explains_itself(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and err.startswith("Usage: dsv3rt") and "\n  chat " in err and "error" not in err
+
+
 @pytest.mark.parametrize(
     ("how", "code", "line"),
     [

@@ -51,6 +51,10 @@ def test_the_plan_cannot_be_changed() -> None:
         ({"dtype": "float12"}, "unknown dtype"),
         ({"max_context": 10**9}, "outside 1.."),
         ({"max_context": 0}, "outside 1.."),
+        ({"dtype": "fp8"}, "nothing can be computed in 8 bits"),
+        ({"device": "tpu"}, "unknown device 'tpu'"),
+        ({"device": "mps"}, "device 'mps' is not supported"),
+        ({"device": "cuda:99"}, "there is no device cuda:99"),
     ],
 )
 def test_bad_options_are_usage_errors(options: dict[str, Any], says: str) -> None:
@@ -74,6 +78,19 @@ def test_a_failing_builder_is_blamed_on_its_plugin() -> None:
     found = discover([plugin])
     with pytest.raises(PluginError, match=r"routing 'bad' of plugin Hooks .* failed to build: KeyError"):
         build(resolve_plan(SMALL, found, routing="bad", device="cpu", head="none"), found)
+
+
+def test_an_option_that_no_builder_reads_is_refused() -> None:
+    def builder(site: Any) -> nn.Module:
+        site.options.get("noise")
+        return nn.Identity()
+
+    found = discover([Hooks(register_routing=lambda register: register("noisy", builder))])
+    build(resolve_plan(SMALL, found, routing="noisy:noise=1", device="cpu", head="none"), found)
+    for slot, choice in (("routing", "noisy:nois=1"), ("attention", "mla:nois=1")):
+        plan = resolve_plan(SMALL, found, device="cpu", head="none", **{slot: choice})
+        with pytest.raises(UsageError, match=f"--{slot} .* has no option 'nois'"):
+            build(plan, found)
 
 
 def test_assembly_happens_on_meta_with_official_names() -> None:

@@ -46,6 +46,7 @@ _SAID_OTHERWISE = {
     "+": ("Please add {x} and {y}.", "Add {x} and {y}.", "What is the sum of {x} and {y}?", "add {x} and {y}", "Add {y} to {x}.",
           "I have {x} apples and get {y} more. How many do I have?", "There are {x} birds in a tree and {y} more come. How many are there?"),
     "-": ("Subtract {y} from {x}.", "Take {y} away from {x}.", "What is the difference of {x} and {y}?", "Please subtract {y} from {x}.",
+          "What is the difference between {x} and {y}?", "take {y} from {x}", "What is left if I take {y} from {x}?", "What is {y} less than {x}?",
           "I have {x} apples and eat {y}. How many are left?", "I had {x} coins and lost {y}. How many do I have now?"),
     "*": ("Multiply {x} by {y}.", "What is the product of {x} and {y}?", "Please multiply {x} by {y}.", "multiply {x} and {y}"),
 }  # fmt: skip
@@ -97,22 +98,22 @@ def ask(rng: random.Random, x: int, sign: str, y: int) -> Sum:
 
 
 def numbers(rng: random.Random) -> tuple[int, str, int]:
-    """Two numbers and a sign: mostly sums, of one digit and of two."""
+    """Two numbers and a sign: sums and differences, of one digit and of two, and small products."""
     roll = rng.random()
-    if roll < 0.32:
+    if roll < 0.21:
         return rng.randint(10, 99), "+", rng.randint(10, 99)
-    if roll < 0.48:
+    if roll < 0.32:
         x, y = rng.randint(0, 199) if rng.random() < 0.3 else rng.randint(0, 99), rng.randint(0, 9)
         return (x, "+", y) if rng.random() < 0.7 else (y, "+", x)
-    if roll < 0.62:
+    if roll < 0.42:
         return rng.randint(0, 12), "+", rng.randint(0, 12)
-    if roll < 0.72:
-        x = rng.randint(0, 20)
+    if roll < 0.60:
+        x = rng.randint(2, 20)
         return x, "-", rng.randint(0, x)
-    if roll < 0.80:
+    if roll < 0.76:
         x = rng.randint(9, 120)
         return x, "-", rng.randint(0, 9)
-    if roll < 0.87:
+    if roll < 0.88:
         x = rng.randint(11, 99)
         return x, "-", rng.randint(10, x)
     return rng.randint(0, 12), "*", rng.randint(0, 12 if rng.random() < 0.5 else 10)
@@ -140,7 +141,12 @@ def follow_up(rng: random.Random) -> list[tuple[str, str]]:
     first = ask(rng, x, sign, y)
     turns, so_far = [(first.question, first.answer)], first.result
     for _ in range(rng.choice((1, 1, 2))):
-        sign = "+" if rng.random() < 0.7 else "-"
+        if rng.random() < 0.25:
+            other = _another_pair(rng, sign)
+            turns.append((other.question, other.answer))
+            so_far = other.result
+            continue
+        sign = "+" if rng.random() < 0.5 else "-"
         z = rng.randint(1, 9) if rng.random() < 0.85 else rng.randint(1, 9) * 10
         if (sign == "-" and z > so_far) or is_held_out(so_far, sign, z):
             sign, z = "+", rng.randint(1, 9)
@@ -153,6 +159,20 @@ def follow_up(rng: random.Random) -> list[tuple[str, str]]:
         answer, so_far = solve(so_far, sign, z)
         turns.append((question, answer))
     return turns
+
+
+def _another_pair(rng: random.Random, sign: str) -> Sum:
+    """ "What about 7 and 5?": the same exercise with other numbers."""
+    while True:
+        x, drawn, y = numbers(rng)
+        if drawn == sign and not is_held_out(x, sign, y):
+            break
+    form = rng.choice(
+        ("What about {x} and {y}?", "And {x} and {y}?", "How about {x} and {y}?", "and {x} and {y}", "what about {x} and {y}", "And {x} {sign} {y}?",
+         "and {x} {sign} {y}", "What about {x} {sign} {y}?", "And {x} {word} {y}?", "and {x} {word} {y}")
+    )  # fmt: skip
+    answer, result = solve(x, sign, y)
+    return Sum(form.format(x=x, y=y, sign=rng.choice(_SIGNS[sign]), word=_WORDS[sign][0]), answer, result)
 
 
 def number_talk(rng: random.Random) -> list[tuple[str, str]]:

@@ -16,10 +16,16 @@ from dsv3rt_train.data.facts import CAPITALS, capitalise, fix_articles
 Turns = list[tuple[str, str]]
 
 _SYLLABLES = "ba bo da do fi ga go gri ka ki klo la lo lu ma mi mo na no pa plo po qua ra ri ro sa so ta to tri va vo wi xa za zo zu".split()
+_CLOSINGS = "n r l s t m k nd rt ld".split()
 _MORE_NAMES = tuple(
     """Ahmed Aisha Akira Amir Angela Ben Bella Carlos Carol Chen Chloe Claire Dan Diana Diego Elena Elias Emily Erik Fatima Frank Gabriel Hans Hassan
     Ian Igor Ines Isabel Ivan Jan Jasmine Jenny Jim Joan Joe Johanna Jose Julian Karl Karen Kevin Kim Leila Linda Lisa Louis Lukas Magda Marco Mario
     Mary Matt Melissa Mike Mohammed Monica Natalie Nadia Omar Pablo Pam Pedro Phil Priya Rachel Ravi Rebecca Rita Roberto Ron Ryan Samir Sandra
+    Alexander Alexandra Anastasia Annabelle Anthony Arabella Archibald Augustine Bartholomew Beatrice Benedict Benjamin Bernadette Bernhard Brigitte Cassandra
+    Catherine Charlotte Christina Christopher Clementine Constantin Cornelia Dominique Elisabeth Emmanuel Esmeralda Evangeline Federico Ferdinand Florentine
+    Francesca Frederick Friederike Genevieve Giovanni Gottfried Gwendolyn Heinrich Henrietta Hildegard Ignatius Jacqueline Jonathan Josephine Katharina
+    Konstantin Leonardo Leopold Ludwig Magdalena Marguerite Maximilian Mirabelle Montgomery Nathaniel Nikolaus Octavia Penelope Persephone Philippa
+    Rosalind Sebastian Siegfried Stephanie Theodore Thomas Valentina Veronica Wilhelmina Winifred Wolfgang Zacharias
     Sarah Sean Sergio Sonia Stefan Steve Susan Tanya Ted Theresa Tim Tony Ursula Vincent Walter Wei Will Yuki Yusuf""".split()
 )
 _PETS = ("dog", "cat", "horse", "rabbit", "bird", "mouse", "parrot", "hamster", "turtle", "fish")
@@ -56,8 +62,11 @@ _RELATIVES = (
 
 
 def nonsense(rng: random.Random) -> str:
-    """A word that means nothing."""
-    return "".join(rng.choice(_SYLLABLES) for _ in range(rng.randint(2, 4)))
+    """A word that means nothing: open syllables, now and then a closed one."""
+    return "".join(
+        rng.choice(_SYLLABLES) + (rng.choice(_CLOSINGS) if rng.random() < 0.25 else "")
+        for _ in range(rng.randint(2, 4))
+    )
 
 
 def any_name(rng: random.Random) -> str:

@@ -35,8 +35,8 @@ _GLOSS_FORMS = (
 )
 
 WEIGHTS: dict[str, float] = {
-    "story": 0.09, "sum": 0.15, "follow_up_sum": 0.07, "numbers": 0.04, "gloss": 0.11, "fact": 0.10, "single": 0.035, "comparison": 0.02,
-    "follow_up_fact": 0.055, "remember": 0.14, "repeat": 0.08, "greeting": 0.03, "small_talk": 0.035, "identity": 0.025, "unknown": 0.05, "chatterbot": 0.005,
+    "story": 0.07, "sum": 0.16, "follow_up_sum": 0.10, "numbers": 0.06, "gloss": 0.15, "fact": 0.085, "single": 0.025, "comparison": 0.035,
+    "follow_up_fact": 0.07, "remember": 0.10, "repeat": 0.075, "greeting": 0.025, "small_talk": 0.03, "identity": 0.03, "unknown": 0.055, "chatterbot": 0.005,
 }  # fmt: skip
 """Share of each kind among the exchanges drawn."""
 

@@ -11,6 +11,8 @@ from dsv3rt_train.data.facts import capitalise, fix_articles
 from dsv3rt_train.data.plots import ENDINGS, OPENINGS, PLOTS, THEME_PLOTS, Plot
 from dsv3rt_train.data.solo_plots import SOLO_ENDINGS, SOLO_PLOTS
 
+_GIRLS = tuple(name for name in words.GIRLS if name.endswith("a"))
+"""A small model must be able to tell "he" from "she" by the name: these end in "a", and no boy's name does."""
 _FEMALE = frozenset({"girl", "queen", "princess", "grandmother", "hen", "cow"})
 _MALE = frozenset({"boy", "king", "prince", "grandfather", "wizard", "fisherman", "knight", "pirate"})
 
@@ -41,7 +43,7 @@ def make_hero(rng: random.Random, kind: str | None = None, unlike: Hero | None =
     while True:
         chosen = kind or rng.choice(words.ANIMALS if rng.random() < 0.6 else words.PEOPLE)
         female = chosen in _FEMALE or (chosen not in _MALE and rng.random() < 0.5)
-        someone = Hero(rng.choice(words.GIRLS if female else words.BOYS), chosen, rng.choice(words.TRAITS), female)
+        someone = Hero(rng.choice(_GIRLS if female else words.BOYS), chosen, rng.choice(words.TRAITS), female)
         if unlike is None or (someone.female != unlike.female and someone.kind != unlike.kind):
             return someone
 
@@ -59,7 +61,7 @@ class _Subject:
 
 def _any_plot(rng: random.Random, about: str | None = None) -> Plot:
     """More often one with a single hero: it is easier to tell."""
-    plots = [plot for plot in SOLO_PLOTS.values() if about in (None, plot.about)] if rng.random() < 0.55 else []
+    plots = [plot for plot in SOLO_PLOTS.values() if about in (None, plot.about)] if rng.random() < 0.65 else []
     return rng.choice(plots or [plot for plot in PLOTS.values() if about in (None, plot.about)])
 
 

@@ -265,7 +265,7 @@ def remember(rng: random.Random) -> Turns:
 
 def sum_once(rng: random.Random) -> Turns:
     exercise = arithmetic.exercise(rng)
-    return [(exercise.question, exercise.answer)]
+    return [(vary(rng, exercise.question) if rng.random() < 0.4 else exercise.question, exercise.answer)]
 
 
 def _asked(rng: random.Random, topic: Topic, a: str, b: str) -> str:
@@ -318,6 +318,13 @@ _FOLLOW_UPS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+def _carelessly(rng: random.Random, question: str) -> str:
+    """Half of the time in lower case, and then mostly without the question mark."""
+    if rng.random() < 0.5:
+        return question
+    return question.lower().rstrip("?" if rng.random() < 0.6 else "")
+
+
 def follow_up_fact(rng: random.Random) -> Turns:
     """ "And of Spain?" after a capital, and the like; or another question about the same country."""
     if rng.random() < 0.2:
@@ -329,7 +336,7 @@ def follow_up_fact(rng: random.Random) -> Turns:
     varied = vary(rng, asked)
     turns = [(asked if is_held_out(varied) else varied, topic.answer.format(a=a, b=b))]
     for c, d in others:
-        turns.append((rng.choice(_FOLLOW_UPS[topic.name]).format(a=c), topic.answer.format(a=c, b=d)))
+        turns.append((_carelessly(rng, rng.choice(_FOLLOW_UPS[topic.name]).format(a=c)), topic.answer.format(a=c, b=d)))
         if rng.random() < 0.1:
             turns.append(small_talk(rng)[0])
     return [(fix_articles(q), capitalise(fix_articles(r))) for q, r in turns]

@@ -35,8 +35,8 @@ _GLOSS_FORMS = (
 )
 
 WEIGHTS: dict[str, float] = {
-    "story": 0.07, "sum": 0.16, "follow_up_sum": 0.10, "numbers": 0.06, "gloss": 0.15, "fact": 0.085, "single": 0.025, "comparison": 0.035,
-    "follow_up_fact": 0.07, "remember": 0.10, "repeat": 0.075, "greeting": 0.025, "small_talk": 0.03, "identity": 0.03, "unknown": 0.055, "chatterbot": 0.005,
+    "story": 0.08, "sum": 0.11, "follow_up_sum": 0.10, "numbers": 0.09, "gloss": 0.11, "fact": 0.085, "single": 0.02, "comparison": 0.055,
+    "follow_up_fact": 0.06, "remember": 0.13, "repeat": 0.09, "greeting": 0.025, "small_talk": 0.045, "identity": 0.025, "unknown": 0.075, "chatterbot": 0.005,
 }  # fmt: skip
 """Share of each kind among the exchanges drawn."""
 
@@ -108,7 +108,7 @@ class Mixture:
             "greeting": talk.greeting,
             "small_talk": talk.small_talk,
             "identity": talk.identity,
-            "unknown": lambda rng: self._rare(rng) if rng.random() < 0.3 else talk.unknown(rng),
+            "unknown": lambda rng: self._rare(rng) if rng.random() < 0.4 else talk.unknown(rng),
             "chatterbot": lambda rng: self._asked(rng, sources.pairs),
         }
 

@@ -1,7 +1,7 @@
-"""Auxiliary-loss-free balancing: after each step an overloaded expert's bias goes down, an idle one's up (V3 report,
-equation 16).
+"""Two ways to keep experts equally busy (V3 report, section 2.1.2): after each step an overloaded expert's bias goes
+down and an idle one's up (equation 16); and a small loss against imbalance within one sequence (equations 17-20).
 
-Legend: N tokens, K chosen experts, E experts.
+Legend: B sequences, T tokens, N = B*T, K chosen experts, E experts.
 """
 
 from __future__ import annotations
@@ -9,18 +9,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dsv3rt.errors import UsageError
+
 
 class LoadObserver:
     """Counts, by layer, how many tokens each expert received since `reset`. Padding does not count."""
 
     def __init__(self, experts: int) -> None:
         self.experts = experts
-        self.real_N: Tensor | None = None
+        self.real_BT: Tensor | None = None
         """bool: which of the tokens now flowing are no padding (None: all)."""
         self.load_E: dict[int, Tensor] = {}
 
     def __call__(self, layer: int, weights_NK: Tensor, ids_NK: Tensor) -> None:
-        ids = ids_NK if self.real_N is None else ids_NK[self.real_N]
+        ids = ids_NK if self.real_BT is None else ids_NK[self.real_BT.reshape(-1)]
         load_E = torch.bincount(ids.reshape(-1), minlength=self.experts)
         self.load_E[layer] = self.load_E[layer] + load_E if layer in self.load_E else load_E
 
@@ -47,3 +49,44 @@ def update_biases(routers: dict[int, nn.Module], observer: LoadObserver, speed: 
         if bias_E is not None and layer in observer.load_E:
             load_E = observer.load_E[layer].float()
             bias_E.add_(torch.sign(load_E.mean() - load_E), alpha=speed)
+
+
+def sequence_balance(scores_BTE: Tensor, real_BT: Tensor, chosen: int) -> Tensor:
+    """float32 [B]: sum_i f_i P_i of each sequence, padding left out; 1 where all experts are as likely as each other.
+
+    f_i is the share of tokens that have expert i among their `chosen` best scores, times E / K; P_i is the mean of its
+    score over the sum of all scores. Gradients reach the scores through P alone.
+    """
+    experts = scores_BTE.shape[-1]
+    length_B1 = real_BT.sum(1, keepdim=True).clamp_min(1)
+    best_BTE = torch.zeros_like(scores_BTE).scatter(-1, scores_BTE.topk(chosen, dim=-1).indices, 1.0)
+    real_BT1 = real_BT[..., None]
+    f_BE = (best_BTE * real_BT1).sum(1) * (experts / chosen) / length_B1
+    p_BE = (scores_BTE / scores_BTE.sum(-1, keepdim=True) * real_BT1).sum(1) / length_B1
+    return (f_BE * p_BE).sum(-1)
+
+
+class SequenceBalance:
+    """`sequence_balance` of every router that tokens pass through, gathered until it is taken."""
+
+    def __init__(self, routers: dict[int, nn.Module], observer: LoadObserver, chosen: int) -> None:
+        """`observer` knows the padding. Raises UsageError for a router without scores."""
+        self._observer, self._chosen = observer, chosen
+        self._gathered: list[Tensor] = []
+        for router in routers.values():
+            if not callable(getattr(router, "scores", None)):
+                raise UsageError(f"{type(router).__name__} has no scores to balance", fix="leave --balance-weight 0")
+            router.register_forward_hook(self._gather)
+
+    def _gather(self, router: nn.Module, args: tuple[Tensor], routed: tuple[Tensor, Tensor]) -> None:
+        (x_ND,) = args
+        real_BT = self._observer.real_BT
+        assert real_BT is not None
+        scores_NE: Tensor = router.scores(x_ND)  # type: ignore[operator]
+        scores_BTE = scores_NE.view(*real_BT.shape, -1)
+        self._gathered.append(sequence_balance(scores_BTE, real_BT, self._chosen).mean())
+
+    def take(self) -> Tensor:
+        """The sum over layers of the mean over the sequences seen since the last call."""
+        gathered, self._gathered = self._gathered, []
+        return torch.stack(gathered).sum()

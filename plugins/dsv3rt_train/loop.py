@@ -13,7 +13,7 @@ import torch
 
 from dsv3rt.errors import UserError
 from dsv3rt_train import checkpointing, losses
-from dsv3rt_train.balance import LoadObserver, update_biases
+from dsv3rt_train.balance import LoadObserver, SequenceBalance, update_biases
 from dsv3rt_train.data.batches import Batches, MicroBatch
 from dsv3rt_train.model.build import TrainableModel
 from dsv3rt_train.optimizer import make_optimizers
@@ -34,6 +34,9 @@ class Trainer:
         self.optimizers = make_optimizers(
             model.named_parameters(), name=settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay
         )
+        self.balance: SequenceBalance | None = None
+        if settings.balance_weight:
+            self.balance = SequenceBalance(model.routers(), observer, model.config.num_experts_per_tok)
         self.next_step = checkpointing.restore(folder, model, self.optimizers, settings)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -75,8 +78,9 @@ class Trainer:
         """Gradients of the whole objective."""
         settings = self.settings
         targets = sum(int(batch.learn_BT[:, 1:].sum()) for batch in batches)
+        documents = sum(len(batch.ids_BT) for batch in batches)
         mtp_weight = settings.mtp_weight_at(number) if self.model.prediction is not None else 0.0
-        total = {"loss": 0.0, "mtp": 0.0, "mtp_count": 0, "agrees": 0, "compared": 0}
+        total = {"loss": 0.0, "balance": 0.0, "mtp": 0.0, "mtp_count": 0, "agrees": 0, "compared": 0}
         for batch in batches:
             with self._autocast():
                 part = losses.compute(
@@ -87,12 +91,18 @@ class Trainer:
                 # its sum runs over fewer documents: scale it up to what all of them would give
                 loss = loss + part.mtp_sum * (mtp_weight * part.next_count / max(1, part.mtp_count) / targets)
                 total["mtp"] += float(part.mtp_sum.detach())
+            if self.balance is not None:
+                balance = self.balance.take() * (len(batch.ids_BT) / documents)
+                loss = loss + settings.balance_weight * balance
+                total["balance"] += float(balance.detach())
             loss.backward()
             total["loss"] += float(part.next_sum.detach())
             total["mtp_count"] += part.mtp_count
             total["agrees"] += part.mtp_agrees
             total["compared"] += part.mtp_compared
         metrics: Metrics = {"loss": total["loss"] / max(1, targets), "targets": targets}
+        if self.balance is not None:
+            metrics["balance_loss"] = total["balance"]
         if total["mtp_count"]:
             metrics["mtp_loss"] = total["mtp"] / total["mtp_count"]
             metrics["mtp_agreement"] = total["agrees"] / max(1, total["compared"])

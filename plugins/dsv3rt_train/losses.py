@@ -42,7 +42,7 @@ def compute(
     ids_BT, learn_BT = batch.ids_BT, batch.learn_BT
     positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
     if observer is not None:
-        observer.real_N = batch.real_BT.reshape(-1)
+        observer.real_BT = batch.real_BT
     hidden_BTD = model.decoder.hidden(ids_BT, positions_BT)
     asked_BT = F.pad(learn_BT[:, 1:], (0, 1))
     normed_BTD = model.decoder.model.norm(hidden_BTD)
@@ -54,7 +54,7 @@ def compute(
 
     # position t: hidden state at t (after the final norm, as drafting will pass it), token t+1, target t+2
     if observer is not None:
-        observer.real_N = batch.real_BT[:rows, 1:].reshape(-1)
+        observer.real_BT = batch.real_BT[:rows, 1:]
     next_BTD = model.decoder.model.embed_tokens(ids_BT[:rows, 1:].contiguous())
     predicted_BTD = model.prediction(normed_BTD[:rows, :-1].contiguous(), next_BTD, positions_BT[:rows, :-1])
     asked2_BT = F.pad(learn_BT[:rows, 2:], (0, 1))
@@ -72,7 +72,6 @@ class DraftLosses:
     """Sums over the positions whose token is the model's to say, by application of the module."""
 
     total: Tensor
-    count: int
     agrees: list[int]
     """Where the module's first choice is the main model's."""
     compared: list[int]
@@ -92,18 +91,18 @@ def compute_drafts(
     ids_BT, learn_BT = batch.ids_BT, batch.learn_BT
     positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
     if observer is not None:
-        observer.real_N = batch.real_BT.reshape(-1)
+        observer.real_BT = batch.real_BT
     asked_BT = F.pad(learn_BT[:, 1:], (0, 1))
     row_BT = torch.full_like(ids_BT, -1)
     row_BT[asked_BT] = torch.arange(int(asked_BT.sum()), device=ids_BT.device)
     with torch.no_grad():
         h_BTD = model.decoder.model.norm(model.decoder.hidden(ids_BT, positions_BT))
         wanted_MV = model.decoder.lm_head(h_BTD[asked_BT]).float().log_softmax(-1)
-    total, count, agrees, compared = h_BTD.new_zeros(()), 0, [], []
+    total, agrees, compared = h_BTD.new_zeros(()), [], []
     for d in range(applications):
         end = ids_BT.shape[1] - 1 - d
         if observer is not None:
-            observer.real_N = batch.real_BT[:, 1 + d :].reshape(-1)
+            observer.real_BT = batch.real_BT[:, 1 + d :]
         next_BTD = model.decoder.model.embed_tokens(ids_BT[:, 1 + d :].contiguous())
         h_BTD = module(h_BTD[:, :end].contiguous(), next_BTD, positions_BT[:, d : d + end])
         place_BT = row_BT[:, 1 + d :]
@@ -112,5 +111,4 @@ def compute_drafts(
         total = total - (target_MV.exp() * scores_MV).sum()
         agrees.append(int((target_MV.argmax(-1) == scores_MV.argmax(-1)).sum()))
         compared.append(len(target_MV))
-        count += len(target_MV)
-    return DraftLosses(total, count, agrees, compared)
+    return DraftLosses(total, agrees, compared)

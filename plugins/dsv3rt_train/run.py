@@ -62,6 +62,7 @@ class Plan:
     mtp_share: float = 1.0
     drafts: int = 0
     bias_speed: float = 0.001
+    balance_weight: float = 0.0
     fp8: bool = False
     bf16: bool = False
     attention: str | None = None
@@ -111,9 +112,9 @@ def train(plan: Plan, report: Callable[[Metrics], None] | None = None) -> dict[s
     settings = plan.settings()
     if plan.lora is not None:
         # the base stays as it is: no balancing, and its prediction module keeps to it
-        settings = replace(settings, bias_speed=0.0, mtp_weight=0.0, mtp_weight_late=0.0)
+        settings = replace(settings, bias_speed=0.0, balance_weight=0.0, mtp_weight=0.0, mtp_weight_late=0.0)
     if plan.drafts:
-        settings = replace(settings, bias_speed=0.0)
+        settings = replace(settings, bias_speed=0.0, balance_weight=0.0)
     trainer = _prepare(plan, raw, settings)
     remembered = {"config": raw, "tokenizer": str(plan.tokenizer_folder().resolve())}
     (plan.out / _PLAN_FILE).write_text(json.dumps(remembered, indent=2) + "\n")

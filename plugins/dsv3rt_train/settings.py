@@ -34,6 +34,8 @@ class Settings:
     """If not 0, only the prediction module learns, applied so many times in a row, towards the frozen main model."""
     bias_speed: float = 0.001
     """Per step; 0 over the last tenth of the steps."""
+    balance_weight: float = 0.0
+    """Of the sequence-wise balance loss; V3 took 0.0001."""
     fp8: bool = False
     bf16: bool = False
     """Run products under bfloat16 autocast; weights and optimizer stay float32."""

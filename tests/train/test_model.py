@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from dsv3rt_train import export
-from dsv3rt_train.balance import LoadObserver, update_biases
+from dsv3rt_train.balance import LoadObserver, SequenceBalance, sequence_balance, update_biases
 from dsv3rt_train.model.build import TrainableModel, assemble, load_weights
 from dsv3rt_train.model.experts import TrainableExperts
 from dsv3rt_train.model.numerics import Numerics, quantize_dequantize
@@ -133,13 +133,53 @@ def test_rounding_has_one_scale_a_block_and_passes_gradients() -> None:
 def test_bias_moves_against_the_load(tiny: Tiny) -> None:
     model, observer = tiny
     layer = 1
-    observer.real_N = torch.tensor([True, True, False])
+    observer.real_BT = torch.tensor([[True, True, False]])
     observer(layer, torch.ones(3, 2), torch.tensor([[0, 1], [0, 2], [5, 6]]))
     update_biases(model.routers(), observer, 0.5)
     bias = model.routers()[layer].e_score_correction_bias
     assert bias.tolist() == [-0.5, -0.5, -0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
     assert observer.busiest()[layer] == pytest.approx(2 / (4 / 8))
     assert model.routers()[2].e_score_correction_bias.abs().max() == 0
+
+
+def _balance_by_the_paper(scores_TE: Tensor, chosen: int) -> float:
+    """V3 report, equations 17-20 for one sequence, without alpha, written as printed."""
+    length, experts = scores_TE.shape
+    total = 0.0
+    for i in range(experts):
+        f = sum(int(i in scores.topk(chosen).indices) for scores in scores_TE) * experts / (chosen * length)
+        p = sum(float(scores[i] / scores.sum()) for scores in scores_TE) / length
+        total += f * p
+    return total
+
+
+def test_sequence_balance_is_the_papers() -> None:
+    torch.manual_seed(2)
+    scores = torch.rand(3, 9, 8, dtype=torch.float64) ** 3
+    real = torch.arange(9) < torch.tensor([[9], [4], [1]])
+    wanted = [_balance_by_the_paper(scores[b, : int(real[b].sum())], 2) for b in range(3)]
+    torch.testing.assert_close(sequence_balance(scores, real, 2), torch.tensor(wanted, dtype=torch.float64))
+    even = torch.eye(8, dtype=torch.float64)[None] + 1e-9
+    assert float(sequence_balance(even, torch.ones(1, 8, dtype=torch.bool), 1)) == pytest.approx(1.0)
+
+
+def test_sequence_balance_is_gathered_from_every_router(tiny: Tiny) -> None:
+    """Each layer's scores, and gradients that make a busy expert less likely."""
+    model, observer = tiny
+    balance = SequenceBalance(model.routers(), observer, chosen=2)
+    real = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+    observer.real_BT = real
+    seen: dict[int, Tensor] = {}
+    for layer, router in model.routers().items():
+        router.register_forward_hook(lambda module, args, _, layer=layer: seen.update({layer: module.scores(args[0])}))
+    model.decoder.hidden(torch.randint(3, 90, (2, 6)), torch.arange(6).expand(2, 6))
+    taken = balance.take()
+    assert set(seen) == {1, 2}
+    means = [sequence_balance(scores.view(2, 6, -1), real, 2).mean() for scores in seen.values()]
+    torch.testing.assert_close(taken, means[0] + means[1])
+    taken.backward()  # type: ignore[no-untyped-call]
+    gradients = [router.weight.grad for layer, router in model.routers().items() if layer in seen]
+    assert all(isinstance(g, Tensor) and g.abs().max() > 0 for g in gradients)
 
 
 def test_orthogonalised_matrices_have_singular_values_near_one() -> None:

@@ -90,6 +90,9 @@ def tokenizer(out: Path, data: tuple[Path, ...], vocab_size: int, max_length: in
     help="Train the prediction module alone, applied N times in a row, towards the model's own choices.",
 )
 @click.option("--bias-speed", default=0.001, show_default=True, help="Of balancing; 0 turns it off.")
+@click.option(
+    "--balance-weight", default=0.0, show_default=True, help="Of the loss against imbalance within a sequence."
+)
 @click.option("--numerics", type=click.Choice(["float32", "bf16", "fp8"]), default="float32", show_default=True)
 @click.option("--attention", metavar="NAME[:K=V,...]", help="Plugin for the attention slot.")
 @click.option("--routing", metavar="NAME[:K=V,...]", help="Plugin for the routing slot.")

@@ -51,6 +51,8 @@ class BlockFP8:
     block_cols: int = 128
     scale_fmt: str | None = None
     """"ue8m0": activation scales are rounded up to powers of two (V3.1 on)."""
+    lm_head: bool = False
+    """Whether the output head is stored so as well; official checkpoints keep it in 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -365,7 +367,9 @@ class _Reader:
             )
         if raw.get("scale_fmt") not in (None, "ue8m0"):
             raise ConfigError(f"config.json: scale_fmt {raw['scale_fmt']!r} is unknown", fix="known: ue8m0")
-        return BlockFP8(block[0], block[1], raw.get("scale_fmt"))
+        if not isinstance(raw.get("lm_head", False), bool):
+            raise ConfigError("config.json: quantization_config.lm_head is not a boolean", fix="true or false")
+        return BlockFP8(block[0], block[1], raw.get("scale_fmt"), raw.get("lm_head", False))
 
     def check(self, config: ModelConfig) -> None:
         """Combinations that cannot be computed."""

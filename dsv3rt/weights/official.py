@@ -15,7 +15,8 @@ from dsv3rt.config import ModelConfig
 
 Kind = Literal["embed", "head", "norm", "attention", "dense", "shared", "expert", "router", "bias", "eh_proj"]
 QUANTIZED: frozenset[Kind] = frozenset({"attention", "dense", "shared", "expert"})
-"""What official FP8 checkpoints store as FP8; everything else stays in 16 bits (`bias` in float32)."""
+"""What official FP8 checkpoints store as FP8; everything else stays in 16 bits (`bias` in float32), the head too unless
+`quantization_config.lm_head` is true."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ class OfficialTensor:
 
     def scale_shape(self, config: ModelConfig) -> tuple[int, int] | None:
         """Shape of `X.weight_scale_inv` when this matrix is stored as block FP8."""
-        if config.quantization is None or self.kind not in QUANTIZED or len(self.shape) != 2:
+        if config.quantization is None or len(self.shape) != 2:
+            return None
+        if self.kind not in QUANTIZED and not (self.kind == "head" and config.quantization.lm_head):
             return None
         rows, cols = self.shape
         return -(-rows // config.quantization.block_rows), -(-cols // config.quantization.block_cols)

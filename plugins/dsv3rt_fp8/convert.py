@@ -1,7 +1,8 @@
 """Rewrite a checkpoint from one storage format to the other, shard by shard in bounded memory.
 
 To FP8: the matrices that official FP8 checkpoints store so (attention, feed-forward networks, experts), in their
-layout; embedding, head, norms, router and `eh_proj` stay as they are. Back: every FP8 matrix to bfloat16.
+layout; embedding, norms, router and `eh_proj` stay as they are, and so does the head unless it is asked for. Back:
+every FP8 matrix to bfloat16.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dsv3rt.errors import CheckpointError, ConfigError
 from dsv3rt.testing.presets import FP8_CONFIG
 from dsv3rt.testing.writer import Planned, atomic_folder, split, write_shards
 from dsv3rt.weights import Checkpoint
-from dsv3rt.weights.official import QUANTIZED, official_tensors
+from dsv3rt.weights.official import official_tensors
 from dsv3rt_fp8 import numerics
 
 Target = Literal["fp8", "bf16"]
@@ -47,25 +48,35 @@ def convert(
     to: Target,
     *,
     ue8m0: bool = False,
+    head: bool = False,
     max_shard_bytes: int = 5 * 10**9,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Conversion:
     """Write the checkpoint `source` to the new folder `target` in format `to`, with the files that go with it.
 
-    `ue8m0` rounds scales up to powers of two. Memory: a few times the largest matrix. Raises ConfigError and
-    CheckpointError (already in that format, exists already, disk full, NaN in a weight).
+    `ue8m0` rounds scales up to powers of two. `head` quantizes the output head as well (of an FP8 checkpoint, that
+    alone). Memory: a few times the largest matrix. Raises ConfigError and CheckpointError (already in that format,
+    exists already, disk full, NaN in a weight).
     """
     config = ModelConfig.from_folder(source)
-    if (config.quantization is not None) == (to == "fp8"):
+    stored = config.quantization
+    if (stored is not None and (stored.lm_head or not head)) if to == "fp8" else stored is None:
         raise ConfigError(f"{source} is stored as {to} already", fix="nothing to do")
+    if head and config.tie_word_embeddings:
+        raise ConfigError(f"{source} has no head of its own: it is the embedding", fix="leave the head as it is")
     raw: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    raw.pop("quantization_config", None)
-    if to == "fp8":
-        raw["quantization_config"] = dict(FP8_CONFIG) | ({"scale_fmt": "ue8m0"} if ue8m0 else {})
-    else:
+    if to == "bf16":
+        raw.pop("quantization_config", None)
         raw["torch_dtype"] = "bfloat16"
+    else:
+        if stored is None:
+            raw["quantization_config"] = dict(FP8_CONFIG) | ({"scale_fmt": "ue8m0"} if ue8m0 else {})
+        else:
+            ue8m0 = stored.scale_fmt == "ue8m0"
+        if head:
+            raw["quantization_config"]["lm_head"] = True
     checkpoint = Checkpoint(source)
-    plan = _plan_fp8(checkpoint, config) if to == "fp8" else _plan_bf16(checkpoint)
+    plan = _plan_fp8(checkpoint, ModelConfig.from_dict(raw)) if to == "fp8" else _plan_bf16(checkpoint)
     total = sum(item.nbytes for item in plan)
     with atomic_folder(target, total) as scratch:
         done = 0
@@ -85,11 +96,12 @@ def _dtype(checkpoint: Checkpoint, name: str) -> torch.dtype:
 
 
 def _plan_fp8(checkpoint: Checkpoint, config: ModelConfig) -> list[Planned]:
-    kinds = {tensor.name: tensor.kind for tensor in official_tensors(config)}
+    """`config`: of the checkpoint to be written."""
+    quantized = {tensor.name for tensor in official_tensors(config) if tensor.scale_shape(config)}
     plan: list[Planned] = []
     for name, info in checkpoint.infos.items():
         shape = tuple(info.shape)
-        if kinds.get(name) in QUANTIZED and len(shape) == 2 and info.dtype != _E4M3:
+        if name in quantized and info.dtype != _E4M3:
             plan += [Planned(name, shape, _E4M3), Planned(name + _SCALE, numerics.grid(*shape), torch.float32)]
         else:
             plan.append(Planned(name, shape, info.dtype))

@@ -66,7 +66,6 @@ class BlockFP8(_Quantization):
     """
 
     name = "fp8_block"
-    UNQUANTIZED = ("lm_head", "eh_proj", "shared_head.head")
 
     def __init__(self, site: Site) -> None:
         activations = site.options.get("activations", "float")
@@ -85,9 +84,11 @@ class BlockFP8(_Quantization):
         ue8m0 = block is not None and block.scale_fmt == "ue8m0"
         round_input = functools.partial(numerics.round_activations, ue8m0=ue8m0) if activations == "fp8" else None
         self.storage = Storage(site.dtype, round_input, ue8m0, check_nan=check == "on")
+        heads = () if block is not None and block.lm_head else ("lm_head", "shared_head.head")
+        self.unquantized = ("eh_proj", *heads)
 
     def weight_bytes(self, in_features: int, out_features: int, *, prefix: str) -> int:
-        if prefix.endswith(self.UNQUANTIZED):
+        if prefix.endswith(self.unquantized):
             return in_features * out_features * 2
         rows, columns = numerics.grid(out_features, in_features)
         return in_features * out_features + rows * columns * 4

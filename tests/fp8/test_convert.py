@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from stored import VALUES, exact
 
+from dsv3rt.config import ModelConfig
 from dsv3rt.errors import CheckpointError, ConfigError
 from dsv3rt.runtime import load
 from dsv3rt.testing import preset, random_checkpoint
 from dsv3rt.weights import Checkpoint
+from dsv3rt.weights.sizes import Sizes
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +81,35 @@ def test_the_result_loads_and_computes(bf16: Path, tmp_path: Path) -> None:
     assert float((fp8 - back).norm() / fp8.norm()) < 0.02
 
 
+def test_the_head_if_asked_for(bf16: Path, tmp_path: Path) -> None:
+    """The same from a bf16 checkpoint and from an FP8 one; what it costs is counted; the way back is exact."""
+    convert(bf16, tmp_path / "once", "fp8", head=True)
+    convert(bf16, tmp_path / "fp8", "fp8")
+    convert(tmp_path / "fp8", tmp_path / "twice", "fp8", head=True)
+    before, once, twice = tensors(tmp_path / "fp8"), tensors(tmp_path / "once"), tensors(tmp_path / "twice")
+    assert once.keys() == twice.keys() and {"lm_head.weight_scale_inv"} <= once.keys() - before.keys()
+    assert all(torch.equal(once[name].view(torch.uint8), twice[name].view(torch.uint8)) for name in once)
+    meant = exact(once["lm_head.weight"], once["lm_head.weight_scale_inv"])
+    assert float((meant - before["lm_head.weight"].double()).norm() / meant.norm()) < 0.04
+    for folder in ("once", "twice"):
+        sizes = Sizes.of(ModelConfig.from_folder(tmp_path / folder))
+        assert sizes.disk_bytes == sum(tensor.nbytes for tensor in once.values())
+    ids = [3, 14, 15, 92]
+    logits = load(tmp_path / "once", compile="off", head="none").logits(ids)
+    plain = load(tmp_path / "fp8", compile="off", head="none").logits(ids)
+    assert 0 < float((logits - plain).norm() / plain.norm()) < 0.05
+    convert(tmp_path / "twice", tmp_path / "back", "bf16")
+    assert torch.equal(tensors(tmp_path / "back")["lm_head.weight"], meant.float().to(torch.bfloat16))
+
+
 def test_refusals(bf16: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="already"):
         convert(bf16, tmp_path / "x", "bf16")
     with pytest.raises(CheckpointError, match="exists already"):
         convert(bf16, bf16, "fp8")
+    convert(bf16, tmp_path / "y", "fp8", head=True)
+    with pytest.raises(ConfigError, match="already"):
+        convert(tmp_path / "y", tmp_path / "x", "fp8", head=True)
     assert not (tmp_path / "x").exists()
 
 

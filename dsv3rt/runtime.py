@@ -225,13 +225,15 @@ class Runtime:
     def _steps(
         self, sequence: Sequence, speculator: Speculator | None, ids: list[int], sampler: Sampler, drafts: str | int
     ) -> Iterator[list[Settled]]:
-        """Run what is left of the prompt at once; the steps that follow come as they are asked for."""
+        """What is left of the prompt in chunks, each an empty step; then the steps that settle tokens, for ever."""
         left = ids[len(sequence.token_ids) :]
         if speculator is None:
-            logits, _ = sequence.extend(left)
-            return plain_steps(sequence, logits[-1], sampler)
-        counter = speculator.counter(drafts, repeatable=sampler.params.seed is not None and not sampler.params.greedy)
-        return speculator.steps(speculator.read(left), sampler, counter)
+            logits, _ = yield from sequence.reading(left)
+            yield from plain_steps(sequence, logits[-1], sampler)
+        else:
+            logits = yield from speculator.reading(left)
+            repeatable = sampler.params.seed is not None and not sampler.params.greedy
+            yield from speculator.steps(logits, sampler, speculator.counter(drafts, repeatable=repeatable))
 
     def _new_conversation(self) -> Conversation:
         sequence = Sequence(self.engine, self.plan.max_context, self.plan.device)
@@ -255,12 +257,14 @@ class Runtime:
         first = last = started
         thoughts, text = "", ""
         try:
-            steps = self._steps(sequence, speculator, ids, sampler, drafts)
-            first = last = time.perf_counter()
-            for chunk in answer.chunks(steps):
+            for chunk in answer.chunks(self._steps(sequence, speculator, ids, sampler, drafts)):
                 last = time.perf_counter()
                 if len(answer.token_ids) == len(chunk.token_ids):
                     first = last
+                if not (chunk.text or chunk.token_ids):
+                    if sequence.computed < len(ids):
+                        yield chunk
+                    continue
                 if reasoning is not None:
                     split = reasoning.push(chunk.text)
                     chunk = Chunk(split.text, chunk.token_ids, split.reasoning, chunk.logprobs)

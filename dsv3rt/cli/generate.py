@@ -85,7 +85,7 @@ def _show(stream: Stream, *, quiet: bool, with_text: bool) -> bool:
     first = True
     try:
         for chunk in stream:
-            if quiet:
+            if quiet or not (chunk.text or chunk.token_ids):
                 continue
             if with_text:
                 click.echo(chunk.text, nl=False)

@@ -35,11 +35,14 @@ class Answer:
         self._top = logprobs or 0
 
     def chunks(self, steps: Iterator[list[Settled]]) -> Iterator[Chunk]:
-        """Pieces of text as they become certain. Closing this generator ends the answer as interrupted."""
-        if self._max_tokens == 0:
-            self.finish_reason = "length"
-            return
+        """Pieces of text as they become certain; an empty one where a step settled nothing, the prompt being read.
+
+        Closing this generator ends the answer as interrupted.
+        """
         for step in steps:
+            if step and self._max_tokens == 0:
+                self.finish_reason = "length"
+                return
             new: list[int] = []
             for settled in step:
                 if settled.token_id in self._eos_ids:
@@ -62,7 +65,7 @@ class Answer:
             if done and self._stop.matched is None:
                 piece += self._rest()
             self.text += piece
-            if piece or new:
+            if piece or new or not step:
                 yield Chunk(
                     piece, tuple(new), logprobs=tuple(self.logprobs[-len(new) :] if self.logprobs and new else ())
                 )

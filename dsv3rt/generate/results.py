@@ -14,7 +14,7 @@ FinishReason = Literal["stop", "length", "interrupted"]
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of the answer as it comes."""
+    """A piece of the answer as it comes. Empty ones say that another part of a long prompt has been read."""
 
     text: str
     """Whole characters, nothing of a stop string."""

@@ -5,8 +5,9 @@ Legend: S cache capacity.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from collections.abc import Sequence as TokenSequence
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,6 +17,9 @@ from dsv3rt.interfaces import Cache
 from dsv3rt.model.cache import reads_only_used, window
 
 PREFILL_CHUNK = 512
+T = TypeVar("T")
+Reading = Generator[list[Any], None, T]
+"""A prompt being read: stops after each chunk with an empty list, no token being settled yet."""
 
 
 class Sequence:
@@ -59,16 +63,19 @@ class Sequence:
         self.rewind(max(0, min(common, len(token_ids) - 1) - lookback))
         return self.computed
 
-    def extend(
+    def extend(self, token_ids: TokenSequence[int], last: int | None = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `reading`, at one go."""
+        return outcome(self.reading(token_ids, last))
+
+    def reading(
         self,
         token_ids: TokenSequence[int],
         last: int | None = 1,
         seen: Callable[[int, torch.Tensor], None] | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append tokens and run them in chunks: (logits [L, V] of the `last` ones, hidden [T, D] of all new ones).
+    ) -> Reading[tuple[torch.Tensor, torch.Tensor]]:
+        """Append tokens and run them in chunks: (logits [L, V] of the `last` ones, hidden [T, D] of the last chunk).
 
-        `seen(position, hidden [.., D])` is called after each chunk, whose hidden states are then not kept: those that
-        are returned are the last chunk's.
+        `seen(position, hidden [.., D])` is called after each chunk. Given up halfway, what has been run stays.
         """
         start, new = self.computed, [*self.token_ids[self.computed :], *token_ids]
         if start + len(new) > self.capacity:
@@ -78,7 +85,6 @@ class Sequence:
             )
         self.token_ids.extend(token_ids)
         logits: list[torch.Tensor] = []
-        hidden: list[torch.Tensor] = []
         for at in range(0, len(new), PREFILL_CHUNK):
             chunk = new[at : at + PREFILL_CHUNK]
             ids = torch.tensor([chunk], device=self.device)
@@ -88,9 +94,16 @@ class Sequence:
             logits.append(out[0][0])
             if seen is not None:
                 seen(start + at, out[1][0])
-                hidden.clear()
-            hidden.append(out[1][0])
             self.computed = start + at + len(chunk)
-        if len(logits) == 1:
-            return logits[0], hidden[0]
-        return torch.cat(logits), torch.cat(hidden)
+            yield []
+        return logits[0] if len(logits) == 1 else torch.cat(logits), out[1][0]
+
+
+def outcome(reading: Reading[T]) -> T:
+    """What a reading comes to, without a pause."""
+    while True:
+        try:
+            next(reading)
+        except StopIteration as done:
+            result: T = done.value
+            return result

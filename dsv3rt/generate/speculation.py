@@ -17,7 +17,7 @@ from dsv3rt.generate.acceptance import settle
 from dsv3rt.generate.draft_count import LOOK_STEPS, AutoCount, Costs, FixedCount, TypicalCosts
 from dsv3rt.generate.results import Speculation
 from dsv3rt.generate.sampling import Sampler, SamplingParams
-from dsv3rt.generate.sequence import Sequence
+from dsv3rt.generate.sequence import Reading, Sequence, outcome
 from dsv3rt.generate.steps import Settled
 from dsv3rt.interfaces import DraftRule, Drafts, DraftSession, FusesSteps, PredictionHead, PreparesSteps, Verified
 
@@ -109,6 +109,10 @@ class Speculator:
         return self.sequence.computed
 
     def read(self, token_ids: TokenSequence[int]) -> Tensor:
+        """As `reading`, at one go."""
+        return outcome(self.reading(token_ids))
+
+    def reading(self, token_ids: TokenSequence[int]) -> Reading[Tensor]:
         """Run the rest of a prompt: logits [V] after its last token."""
         self.record = Record()
         ids = [*self.sequence.token_ids[self.sequence.computed :], *token_ids]
@@ -121,7 +125,7 @@ class Speculator:
             if len(after) < len(hidden_TD):
                 self._tail = hidden_TD[-1:], position + len(after)
 
-        logits, _ = self.sequence.extend(token_ids, seen=seen)
+        logits, _ = yield from self.sequence.reading(token_ids, seen=seen)
         return logits[-1]
 
     def steps(self, logits_V: Tensor, sampler: Sampler, counter: Counter) -> Iterator[list[Settled]]:

@@ -159,7 +159,8 @@ class Server:
             async with aclosing(job.events()) as events:
                 async for item in events:
                     if isinstance(item, Chunk):
-                        yield event(reply.piece(item))
+                        if item.token_ids or item.text or item.reasoning:
+                            yield event(reply.piece(item))
                         continue
                     self.metrics.record(item)
                     yield event(reply.closing(item))

@@ -11,6 +11,7 @@ import torch
 import dsv3rt
 from dsv3rt import Runtime, UserError
 from dsv3rt.errors import ContextError, TokenizerError, UsageError
+from dsv3rt.generate.sequence import PREFILL_CHUNK
 from dsv3rt.testing import preset, random_checkpoint
 
 ROUTER = """
@@ -191,3 +192,17 @@ def test_observers_watch_by_name(folder: Path, tmp_path: Path) -> None:
     import dsv3rt_file_plugin_observing as plugin  # type: ignore[import-not-found]
 
     assert plugin.seen and plugin.seen[0][1][0] == list(range(runtime.config.num_experts_per_tok))
+
+
+def test_a_long_prompt_is_read_in_parts_between_which_it_can_be_given_up(folder: Path) -> None:
+    runtime = dsv3rt.load(folder, compile="off", max_context=2048)
+    prompt = [5 + i % 90 for i in range(3 * PREFILL_CHUNK)]
+    whole = runtime.generate(prompt, max_tokens=4, temperature=0).token_ids
+    runtime.generate([1, 2, 3], max_tokens=1, temperature=0)
+    stream = runtime.stream(prompt, max_tokens=4, temperature=0)
+    parts = [next(stream), next(stream)]
+    assert all(not part.text and not part.token_ids for part in parts)
+    stream.close()
+    assert stream.generation.finish_reason == "interrupted" and stream.generation.token_ids == []
+    again = runtime.generate(prompt, max_tokens=4, temperature=0)
+    assert again.token_ids == whole and again.timings.prompt_tokens <= PREFILL_CHUNK + 8

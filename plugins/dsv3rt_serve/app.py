@@ -1,6 +1,6 @@
 """The routes: chat completions, completions, models, health, metrics, and the page.
 
-POST /v1/chat/completions   POST /v1/completions   GET /v1/models
+POST /v1/chat/completions   POST /v1/completions   GET /v1/models   GET /v1/models/NAME
 GET /health                 GET /metrics           GET /
 """
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -69,11 +70,13 @@ class Server:
                 Route("/v1/chat/completions", self._guarded(self.chat), methods=["POST"]),
                 Route("/v1/completions", self._guarded(self.completion), methods=["POST"]),
                 Route("/v1/models", self._guarded(self.models)),
+                Route("/v1/models/{name:path}", self._guarded(self.model)),
                 Route("/metrics", self._guarded(self.show_metrics)),
                 Route("/health", self.health),
                 Route("/", self.page),
             ],
             lifespan=self._lifespan,
+            exception_handlers={HTTPException: _no_route},
         )
 
     @asynccontextmanager
@@ -94,10 +97,8 @@ class Server:
                 refused = refusal(error)
                 response = JSONResponse(refused.as_dict(), refused.status)
             except Exception as error:
-                log.exception("%s %s failed", request.method, request.url.path)
-                failed = RequestError(f"{type(error).__name__}: {error}", status=500)
-                response = JSONResponse(failed.as_dict(), 500)
-            self.metrics.requests.labels(request.url.path, response.status_code).inc()
+                response = JSONResponse(failure(f"{request.method} {request.url.path}", error).as_dict(), 500)
+            self.metrics.requests.labels(request.scope["route"].path, response.status_code).inc()
             return response
 
         return call
@@ -168,15 +169,22 @@ class Server:
                         yield event(reply.total(item))
             yield "data: [DONE]\n\n"
         except Exception as error:  # the status has been sent: the error goes where the next piece would
-            log.exception("an answer failed in the middle")
-            yield event(RequestError(f"{type(error).__name__}: {error}", status=500).as_dict())
+            yield event(failure("an answer", error).as_dict())
 
     # -- the rest -----------------------------------------------------------------------------------------------------
 
     async def models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._described()]})
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name != self.settings.name:
+            raise RequestError(f"there is no model {name!r} here: it is {self.settings.name!r}", status=404)
+        return JSONResponse(self._described())
+
+    def _described(self) -> dict[str, Any]:
         model = {"id": self.settings.name, "object": "model", "created": self.started, "owned_by": "dsv3rt"}
-        facts = {"max_model_len": self.runtime.plan.max_context, "plan": self.runtime.plan.as_dict()}
-        return JSONResponse({"object": "list", "data": [{**model, **facts}]})
+        return {**model, "max_model_len": self.runtime.plan.max_context, "plan": self.runtime.plan.as_dict()}
 
     async def show_metrics(self, request: Request) -> Response:
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
@@ -201,6 +209,19 @@ def refusal(error: UserError) -> RequestError:
     return RequestError(str(error), code=code)
 
 
+def failure(what: str, error: Exception) -> RequestError:
+    """What was not foreseen: said to the client, and to whoever runs the server."""
+    reason = f"{type(error).__name__}: {error}"
+    log.error("%s failed: %s", what, reason, exc_info=error)
+    return RequestError(reason, status=500)
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    refused = RequestError(f"{error.detail}: {request.method} {request.url.path}", status=error.status_code)
+    return JSONResponse(refused.as_dict(), error.status_code, headers=error.headers)
+
+
 async def read_json(request: Request) -> Any:
     """The body, at most MOST_BODY_BYTES of it. Raises RequestError."""
     body = bytearray()
@@ -210,5 +231,5 @@ async def read_json(request: Request) -> Any:
             raise RequestError(f"the body is larger than {MOST_BODY_BYTES} bytes", status=413)
     try:
         return json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"the body is not JSON: {error}") from None

@@ -134,6 +134,7 @@ def test_leaving_ends_the_work(client: openai.OpenAI, server: Server) -> None:
     [
         ("chat/completions", "{", "not JSON"),
         ("chat/completions", "[]", "JSON object"),
+        ("chat/completions", "[" * 100_000, "not JSON"),
         ("chat/completions", {}, "messages must be"),
         ("chat/completions", {"messages": [{"role": "wizard"}]}, "needs a role"),
         ("chat/completions", {"messages": [{"role": "user", "content": 5}]}, "content must be"),
@@ -163,6 +164,13 @@ def test_bad_requests_get_one_line_and_400(server: Server, path: str, body: Any,
 
 def test_models_health_metrics_and_the_page(client: openai.OpenAI, server: Server) -> None:
     assert [model.id for model in client.models.list()] == ["mini"]
+    assert client.models.retrieve("mini").id == "mini"
+    for lookup, says in (
+        (lambda: client.models.retrieve("maxi"), "there is no model 'maxi' here: it is 'mini'"),
+        (lambda: client.embeddings.create(model="mini", input="a"), "Not Found: POST /v1/embeddings"),
+    ):
+        with pytest.raises(openai.NotFoundError, match=says):
+            lookup()
     client.chat.completions.create(model="mini", messages=HELLO, max_tokens=3)
 
     def get(path: str) -> str:

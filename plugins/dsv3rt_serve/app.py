@@ -168,6 +168,8 @@ class Server:
                     if include_usage:
                         yield event(reply.total(item))
             yield "data: [DONE]\n\n"
+        except RequestError as error:
+            yield event(error.as_dict())
         except Exception as error:  # the status has been sent: the error goes where the next piece would
             yield event(failure("an answer", error).as_dict())
 

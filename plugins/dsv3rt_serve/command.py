@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from pathlib import Path
 from typing import Any
@@ -56,14 +57,20 @@ def command(
     runtime = loading.load(speaking.template())
     name = alias or Path(runtime.folder).resolve().name
     variables = template_variables(speaking.reasoning, speaking.chat_template_kwargs)
-    app = Server(runtime, Settings(name, parallel, api_key, sampling, variables)).app()
+    server = Server(runtime, Settings(name, parallel, api_key, sampling, variables))
     shown = f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{listening.getsockname()[1]}"
     if as_json:
         emit_json({"url": url, "model": name, "plan": runtime.plan.as_dict()})
     click.echo(f"{name} at {url} (chat there, or use {url}/v1 as an OpenAI base URL); Ctrl-C stops", err=True)
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3)
-    uvicorn.Server(config).run(sockets=[listening])
+
+    class Listener(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            await asyncio.to_thread(server.turns.close)  # so that open answers end, and their connections with them
+            await super().shutdown(sockets)
+
+    config = uvicorn.Config(server.app(), log_level="warning", access_log=False, timeout_graceful_shutdown=3)
+    Listener(config).run(sockets=[listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:

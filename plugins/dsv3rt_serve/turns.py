@@ -14,10 +14,12 @@ from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING
 
 from dsv3rt.generate.results import Chunk, Generation
+from dsv3rt_serve.requests import RequestError
 
 if TYPE_CHECKING:
     from dsv3rt.runtime import Stream
 
+STOPPING = RequestError("the server is stopping", status=503)
 Event = Chunk | Generation | BaseException | None
 """None once it has begun, then pieces, and the finished answer after the last one; or what went wrong."""
 
@@ -81,7 +83,7 @@ class Turns:
     def add(self, job: Job) -> None:
         with self._changed:
             if self._closed:
-                job.deliver(RuntimeError("the server is stopping"))
+                job.deliver(STOPPING)
                 return
             self._waiting.append(job)
             self._changed.notify()
@@ -110,9 +112,9 @@ class Turns:
                     self._open.popleft()
         for job, stream in self._open:
             stream.close()
-            job.deliver(RuntimeError("the server is stopping"))
+            job.deliver(STOPPING)
         for job in self._waiting:
-            job.deliver(RuntimeError("the server is stopping"))
+            job.deliver(STOPPING)
 
     def _begin(self, job: Job) -> None:
         if job.cancelled:

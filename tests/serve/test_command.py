@@ -27,7 +27,11 @@ def test_it_says_where_it_is_answers_and_ends_with_ctrl_c() -> None:
         body = json.dumps({"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 5}).encode()
         with urllib.request.urlopen(f"{facts['url']}/v1/chat/completions", body) as response:
             assert json.load(response)["usage"]["completion_tokens"] == 5
-        process.send_signal(signal.SIGINT)
+        body = json.dumps({"prompt": [5] * 9, "max_tokens": 990, "temperature": 50, "stream": True}).encode()
+        with urllib.request.urlopen(f"{facts['url']}/v1/completions", body) as response:
+            assert response.readline().startswith(b"data: ")
+            process.send_signal(signal.SIGINT)
+            assert b"the server is stopping" in response.read(), "who is in the middle of an answer is told"
         _, words = process.communicate(timeout=60)
     finally:
         process.kill()

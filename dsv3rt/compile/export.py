@@ -45,7 +45,7 @@ def build_package(module: nn.Module, spec: GraphSpec, threads: int, folder: Path
         archive = folder.parent / f"{folder.name}.pt2"
         with compiled_once(common):
             torch._inductor.aoti_compile_and_package(
-                exported, package_path=str(archive), inductor_configs=_options(threads)
+                exported, package_path=str(archive), inductor_configs=_options(threads if spec.many_tokens else 1)
             )
     spec_out = exported.call_spec.out_spec
     if spec_out.is_leaf():
@@ -91,7 +91,8 @@ def _options(threads: int) -> dict[str, Any]:
         "always_keep_tensor_constants": True,
         "aot_inductor.enable_line_tables": False,
         "aot_inductor.custom_ops_to_c_shims": direct_calls(),
-        # the generated loops are for this many threads, whatever the side process uses itself
+        # what the generated loops are for, whatever the side process uses itself: one thread where they are so
+        # short that threads would take longer to meet (see dsv3rt_crew.h)
         "cpp.threads": threads,
     }
 

@@ -246,8 +246,8 @@ class Program:
             return None
         try:
             key = self.key(spec)
-            prefill = any(name == "T" and most > 16 for name, _, most in spec.ranges)
-            ticket = self.shared.compiler.request(key, spec, lambda: pack(self.module), self.urgency + 4 * prefill)
+            urgency = self.urgency + 4 * spec.many_tokens
+            ticket = self.shared.compiler.request(key, spec, lambda: pack(self.module), urgency)
         except (UnkeyableError, NotPortableError) as reason:
             log.info("%s is compiled in this process, and again at each start: %s", type(self.module).__name__, reason)
             ticket = self.shared.live.request(self.module, spec, args)

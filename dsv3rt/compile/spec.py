@@ -49,6 +49,11 @@ class GraphSpec:
     ranges: tuple[tuple[str, int, int], ...]
     """(name, least, most) of every size that varies."""
 
+    @property
+    def many_tokens(self) -> bool:
+        """Whether it is for a prompt rather than for a decode step."""
+        return any(name == "T" and most > TOKEN_RANGES[0][1] for name, _, most in self.ranges)
+
     def canonical(self) -> str:
         """The same text for the same graph, for cache keys."""
         return repr((self.args, self.ranges))

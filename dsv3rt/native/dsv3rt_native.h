@@ -17,7 +17,6 @@
 // Never include this header in a file that is compiled once per instruction set: use dsv3rt_simd.h there.
 #pragma once
 #include <dlfcn.h>
-#include <sched.h>
 
 #include <algorithm>
 #include <atomic>
@@ -33,6 +32,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "dsv3rt_crew.h"
 #include "dsv3rt_variants.h"
 
 #define DSV3RT_EXPORT extern "C" __attribute__((visibility("default")))
@@ -270,38 +270,39 @@ inline int64_t max_threads() {
   return count ? count : 1;
 }
 
-// Threads worth waking for a job that touches `bytes`: waking one costs a few microseconds.
+// Threads worth having for a job that touches `bytes`: to meet costs about a microsecond.
 inline int64_t threads_for(int64_t bytes) {
-  constexpr int64_t worth = 48 << 10;
+  constexpr int64_t worth = 16 << 10;
   const int64_t useful = bytes / worth;
   if (useful <= 1) return 1;
   const int64_t most = max_threads();
   return useful < most ? useful : most;
 }
 
-// Run body(thread) on up to `threads` threads of torch's pool. They may run one after another (inside another parallel region):
+// A job for so many tokens is a decode step's, and everything around it is as short (see dsv3rt_crew.h).
+constexpr int64_t FEW_TOKENS = 16;
+
+// Run body(thread) on up to `threads` threads: of the crew, where a few tokens are computed; else of torch, whose own loops run
+// in between and whose threads keep their cores for a while. Some threads may come late or never, or all run one after another:
 // a body must never wait for another to start. Share work through `Tickets`.
 template <class F>
-void parallel(int64_t threads, F&& body) {
+void parallel(int64_t threads, int64_t tokens, F&& body) {
+  using Body = std::remove_reference_t<F>;
+  void* context = const_cast<void*>(static_cast<const void*>(std::addressof(body)));
   if (threads <= 1) {
     body(int64_t{0});
-    return;
+  } else if (tokens <= FEW_TOKENS) {
+    const bool done = crew().run(
+        threads, [](int64_t thread, void* context) { (*static_cast<Body*>(context))(thread); }, context);
+    if (!done) body(int64_t{0});
+  } else {
+    check_torch(torch_api.parallel_for(
+        0, threads, 1,
+        [](int64_t begin, int64_t end, void* context) {
+          for (int64_t thread = begin; thread < end; ++thread) (*static_cast<Body*>(context))(thread);
+        },
+        context));
   }
-  using Body = std::remove_reference_t<F>;
-  check_torch(torch_api.parallel_for(
-      0, threads, 1,
-      [](int64_t begin, int64_t end, void* context) {
-        for (int64_t thread = begin; thread < end; ++thread) (*static_cast<Body*>(context))(thread);
-      },
-      const_cast<void*>(static_cast<const void*>(std::addressof(body)))));
-}
-
-inline void pause_cpu() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
 }
 
 // Items 0..total-1 dealt to whichever thread is free; `wait` returns when all are done. With `shares` > 1 the items are divided
@@ -329,13 +330,7 @@ class alignas(64) Tickets {
     }
   }
   void wait() const {
-    for (int spins = 0; done_.load(std::memory_order_acquire) < total_; ++spins) {
-      if (spins < 4096) {
-        pause_cpu();
-      } else {
-        sched_yield();  // the cores are shared with others, who may hold the one that is needed
-      }
-    }
+    spin_until([&] { return done_.load(std::memory_order_acquire) >= total_; });
   }
 
  private:

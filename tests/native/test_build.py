@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,7 +27,7 @@ Tensor NAME(const Tensor& x, double factor, int64_t shift) {
   dsv3rt::Tickets work, again;
   work.reset(count);
   again.reset(count);
-  dsv3rt::parallel(4, [&](int64_t) {
+  dsv3rt::parallel(4, count, [&](int64_t) {
     work.run([&](int64_t i) { to[i] = from[i] * static_cast<float>(factor); });
     work.wait();
     again.run([&](int64_t i) { to[i] += static_cast<float>(shift); });
@@ -61,6 +62,24 @@ def test_an_operator_of_ones_own(tmp_path: Path) -> None:
     assert torch.equal(torch.ops.dsv3rt.test_scale_shift(x, 2.0, -1), x * 2 - 1)
     with pytest.raises(RuntimeError, match="wants contiguous float32"):
         torch.ops.dsv3rt.test_scale_shift(x.T, 2.0, 1)
+
+
+@needs_compiler
+def test_the_crew_serves_one_caller_and_lets_the_others_work_alone(tmp_path: Path) -> None:
+    """Few items go to the crew (dsv3rt_crew.h): asked by several threads at once, without pause and after naps."""
+    load_library("crew", written(tmp_path / "src", "test_crew"))
+
+    def caller(seed: int) -> bool:
+        x = torch.arange(16.0) + seed
+        right = True
+        for turn in range(2000):
+            right = right and torch.equal(torch.ops.dsv3rt.test_crew(x, 3.0, turn), x * 3 + turn)
+            if turn % 500 == 0:
+                time.sleep(0.01)
+        return right
+
+    with ThreadPoolExecutor(3) as pool:
+        assert all(pool.map(caller, range(3)))
 
 
 @needs_compiler

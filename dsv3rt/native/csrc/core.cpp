@@ -63,7 +63,7 @@ void over_rows(int64_t count, int64_t size, F&& row) {
   dsv3rt::Tickets work;
   work.reset(tickets);
   const int64_t threads = std::min<int64_t>(tickets, dsv3rt::threads_for(count * size * 4));
-  dsv3rt::parallel(threads, [&](int64_t) {
+  dsv3rt::parallel(threads, count, [&](int64_t) {
     work.run([&](int64_t ticket) {
       const int64_t end = std::min(count, (ticket + 1) * ROWS_A_TICKET);
       for (int64_t t = ticket * ROWS_A_TICKET; t < end; ++t) row(t);
@@ -125,7 +125,7 @@ DSV3RT_EXPORT uint64_t dsv3rt_read(const void* data, int64_t bytes) {
   dsv3rt::Tickets work;
   work.reset((bytes + piece - 1) / piece);
   std::atomic<uint64_t> sum{0};
-  dsv3rt::parallel(dsv3rt::threads_for(bytes), [&](int64_t) {
+  dsv3rt::parallel(dsv3rt::threads_for(bytes), 1, [&](int64_t) {
     work.run([&](int64_t i) {
       const int64_t begin = i * piece, size = std::min(piece, bytes - begin);
       sum += k.read(reinterpret_cast<const uint64_t*>(static_cast<const char*>(data) + begin), size / 8);

@@ -88,7 +88,7 @@ void compute(const Networks& networks, const Plan& plan, const Shape& shape, con
   first.reset(visits * groups, threads);
   second.reset(divide_up(hidden, span), threads);
 
-  dsv3rt::parallel(threads, [&](int64_t thread) {
+  dsv3rt::parallel(threads, tokens, [&](int64_t thread) {
     float* dots = dsv3rt::scratch<DotScratch>(dot_floats);
     float* own = dsv3rt::scratch<OwnTag>(own_floats);
     const float** rows = reinterpret_cast<const float**>(dsv3rt::scratch<RowsTag>(plan.most * 2));

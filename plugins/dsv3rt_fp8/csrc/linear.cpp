@@ -28,7 +28,7 @@ void product(const Matrix& w, int64_t rows, const float* x, int64_t tokens, floa
     const int64_t span = ticket_rows(rows, threads, count > 16 ? 128 : 64), scratch = k.scratch_floats(count);
     dsv3rt::Tickets work;
     work.reset(divide_up(rows, span), threads);
-    dsv3rt::parallel(std::min(threads, divide_up(rows, span)), [&](int64_t thread) {
+    dsv3rt::parallel(std::min(threads, divide_up(rows, span)), tokens, [&](int64_t thread) {
       float* own = dsv3rt::scratch<DotScratch>(scratch);
       const auto some_rows = [&](int64_t i) {
         const int64_t first = i * span;
@@ -82,7 +82,7 @@ DSV3RT_EXPORT int dsv3rt_has_nan(const uint8_t* codes, int64_t bytes) {
   dsv3rt::Tickets work;
   const int64_t threads = dsv3rt::threads_for(bytes);
   work.reset(divide_up(bytes, piece), threads);
-  dsv3rt::parallel(threads, [&](int64_t thread) {
+  dsv3rt::parallel(threads, 1, [&](int64_t thread) {
     const auto search = [&](int64_t i) {
       if (kernels().has_nan(codes + i * piece, std::min(piece, bytes - i * piece))) found = true;
     };

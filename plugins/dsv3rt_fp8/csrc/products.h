@@ -41,7 +41,7 @@ class Arranged {
     }
     dsv3rt::Tickets work;
     work.reset(tokens);
-    dsv3rt::parallel(threads, [&](int64_t) {
+    dsv3rt::parallel(threads, tokens, [&](int64_t) {
       work.run([&](int64_t t) { arrange(format, x + t * columns, columns, out + t * width); });
     });
   }

@@ -132,7 +132,7 @@ class Decode {
     results.reset(call_.batch * call_.heads);
     const int64_t weights = kv_b_.columns * call_.heads * (call_.nope + call_.value) * bytes_of(kv_b_.format);
     const int64_t reads = longest_ * call_.cached() * 4 * bundles_;
-    dsv3rt::parallel(dsv3rt::threads_for((weights + reads) * call_.batch), [&](int64_t) {
+    dsv3rt::parallel(dsv3rt::threads_for((weights + reads) * call_.batch), call_.tokens * call_.batch, [&](int64_t) {
       queries.run([&](int64_t i) {
         const int64_t b = i / (call_.heads + 1), head = i % (call_.heads + 1) - 1;
         if (head < 0) {

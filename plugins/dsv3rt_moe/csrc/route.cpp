@@ -79,7 +79,7 @@ std::tuple<Tensor, Tensor> route(const Tensor& x, const Tensor& weight, const Te
   const RouteKernels& k = kernels();
   dsv3rt::Tickets work;
   work.reset((experts + EXPERTS_A_TICKET - 1) / EXPERTS_A_TICKET);
-  dsv3rt::parallel(dsv3rt::threads_for(experts * size * 4), [&](int64_t) {
+  dsv3rt::parallel(dsv3rt::threads_for(experts * size * 4), tokens, [&](int64_t) {
     work.run([&](int64_t i) {
       const int64_t first = i * EXPERTS_A_TICKET, count = std::min(EXPERTS_A_TICKET, experts - first);
       k.logits(rows, tokens, matrix + first * size, count, size, scores + first, experts);

@@ -67,10 +67,13 @@ def command(
 
 def _load(loading: Loading, template: str | None) -> Runtime:
     """The runtime, ready to speak. What it cannot do without is looked for before gigabytes are read."""
-    from dsv3rt.chat.template import load_chat_format
-    from dsv3rt.plugin_manager import discover
+    from dsv3rt.cli.interrupt import ctrl_c_leaves
 
-    plugins = discover(loading.plugin)
+    with ctrl_c_leaves():
+        from dsv3rt.chat.template import load_chat_format
+        from dsv3rt.plugin_manager import discover
+
+        plugins = discover(loading.plugin)
     offers = [(offer.name, offer.builder) for offer in plugins.offers["chat_format"]]
     load_chat_format(loading.folder(), offers, template=template)
     runtime = loading.load(template, plugins)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dsv3rt.cli.interrupt import ctrl_c_leaves
 from dsv3rt.cli.options import BUNDLED, Loading, loading_options
 from dsv3rt.cli.output import emit_json, json_option, size
 from dsv3rt.errors import CheckpointError, PluginError, UserError
@@ -43,7 +44,8 @@ def command(loading: Loading, bandwidth: bool, as_json: bool) -> None:
     dsv3rt inspect zai-org/GLM-4.7-Flash
     dsv3rt inspect v3 --ctx-size 32768 --json
     """
-    facts = gather(loading, measure=bandwidth)
+    with ctrl_c_leaves():
+        facts = gather(loading, measure=bandwidth)
     if as_json:
         emit_json(facts)
     else:

@@ -71,16 +71,17 @@ class Loading:
 
         `plugins` are those that `--plugin` and the installation give, where the caller has looked already.
         """
+        from dsv3rt.cli.interrupt import ctrl_c_leaves
         from dsv3rt.cli.output import progress_bar
 
         folder = self.folder()
-        import torch
+        with ctrl_c_leaves(), progress_bar() as progress:
+            import torch
 
-        from dsv3rt.runtime import load
+            from dsv3rt.runtime import load
 
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
-        with progress_bar() as progress:
+            if self.threads is not None:
+                torch.set_num_threads(self.threads)
             return load(
                 folder,
                 attention=self.attention,

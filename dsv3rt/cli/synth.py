@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from dsv3rt.cli.interrupt import ctrl_c_leaves
 from dsv3rt.cli.output import emit_json, json_option, progress_bar, size
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -61,9 +62,10 @@ def command(
     dsv3rt synth tiny /tmp/tiny --tokenizer
     dsv3rt synth moonlight-16b-a3b /data/moonlight --fp8
     """
-    from dsv3rt.testing import preset as find_preset
-    from dsv3rt.testing import random_checkpoint
-    from dsv3rt.weights import Checkpoint
+    with ctrl_c_leaves():
+        from dsv3rt.testing import preset as find_preset
+        from dsv3rt.testing import random_checkpoint
+        from dsv3rt.weights import Checkpoint
 
     config = find_preset(preset, layers=layers, mtp=mtp)
     fill = None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from importlib import metadata
@@ -16,6 +18,7 @@ import pytest
 from dsv3rt import __version__, hookimpl, plugin_manager
 from dsv3rt.cli import main as main_module
 from dsv3rt.cli.declared import GROUP
+from dsv3rt.cli.interrupt import ctrl_c_leaves
 from dsv3rt.cli.main import LazyGroup, make_cli, run
 from dsv3rt.errors import CheckpointError, PluginError, UsageError
 from dsv3rt.plugin_manager import discover
@@ -190,3 +193,17 @@ def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
     program.stdout.close()
     assert program.stderr.read() == b""
     assert program.wait(60) == 1
+
+
+def test_ctrl_c_while_loading_cannot_be_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[int] = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with ctrl_c_leaves(), contextlib.suppress(BaseException):
+            signal.raise_signal(signal.SIGINT)
+        assert left == [130]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -52,15 +52,15 @@ def test_logits_of_tokens_together_are_those_of_single_steps(checkpoint: Path, c
 
     def start() -> Sequence:
         sequence = Sequence(runtime.engine, 400, torch.device("cpu"))
-        sequence.extend(ids[:110])
+        sequence.extend(ids[:90])
         return sequence
 
     singly = start()
-    alone = [singly.extend([token], last=None) for token in ids[110:146]]
+    alone = [singly.extend([token], last=None) for token in ids[90:135]]
     together, at = start(), 0
-    for count in range(1, 9):  # 36 tokens, over the border of a chunk of the cache at 128
+    for count in range(1, 10):  # 45 tokens, over the borders of chunks of the cache at 96 and 128
         torch.set_num_threads(1 + count % 2)
-        logits, hidden = together.extend(ids[110 + at : 110 + at + count], last=None)
+        logits, hidden = together.extend(ids[90 + at : 90 + at + count], last=None)
         for i in range(count):
             assert torch.equal(logits[i], alone[at + i][0][0]), f"token {i} of {count}: logits"
             assert torch.equal(hidden[i], alone[at + i][1][0]), f"token {i} of {count}: hidden state"

@@ -125,26 +125,29 @@ class Decode {
   }
 
   Tensor run() {
-    const int64_t chunks = (longest_ + CHUNK - 1) / CHUNK;
+    const int64_t chunks = chunks_of(longest_);
     Tickets queries, attention, results;
-    queries.reset(call_.batch * (call_.heads + 1));
-    attention.reset(call_.batch * chunks);
-    results.reset(call_.batch * call_.heads);
     const int64_t weights = kv_b_.columns * call_.heads * (call_.nope + call_.value) * bytes_of(kv_b_.format);
     const int64_t reads = longest_ * call_.cached() * 4 * bundles_;
-    dsv3rt::parallel(dsv3rt::threads_for((weights + reads) * call_.batch), call_.tokens * call_.batch, [&](int64_t) {
-      queries.run([&](int64_t i) {
-        const int64_t b = i / (call_.heads + 1), head = i % (call_.heads + 1) - 1;
-        if (head < 0) {
+    const int64_t threads = dsv3rt::threads_for((weights + reads) * call_.batch);
+    // a thread takes a head out that it took in, if it can: the head's rows are in its cache
+    queries.reset(call_.batch * (call_.heads + 1), threads);
+    attention.reset(call_.batch * chunks);
+    results.reset(call_.batch * call_.heads, threads);
+    dsv3rt::parallel(threads, call_.tokens * call_.batch, [&](int64_t thread) {
+      const auto enter = [&](int64_t i) {
+        const int64_t b = i / (call_.heads + 1), head = i % (call_.heads + 1);
+        if (head == call_.heads) {
           store(b);
         } else {
           take_in(b, head);
         }
-      });
+      };
+      queries.run(enter, thread);
       queries.wait();
       attention.run([&](int64_t i) { attend(i / chunks, i % chunks); });
       attention.wait();
-      results.run([&](int64_t i) { take_out(i / call_.heads, i % call_.heads); });
+      results.run([&](int64_t i) { take_out(i / call_.heads, i % call_.heads); }, thread);
     });
     return std::move(out_);
   }
@@ -212,12 +215,12 @@ class Decode {
 
   void attend(int64_t b, int64_t chunk) {
     const int64_t *mine = positions_.data() + b * call_.tokens, *end = mine + call_.tokens;
-    const int64_t first = chunk * CHUNK, used = *std::max_element(mine, end) + 1;
+    const int64_t first = chunk_begin(chunk), used = *std::max_element(mine, end) + 1;
     if (first >= used) return;
     Piece piece{};
     piece.cache = &caches_[b];
     piece.first = first;
-    piece.count = std::min(CHUNK, used - first);
+    piece.count = std::min(chunk_begin(chunk + 1), used) - first;
     piece.latent = call_.latent;
     piece.rope = call_.rope;
     // an odd number of cache lines, so that a column of the chunk spreads over the sets of the cache

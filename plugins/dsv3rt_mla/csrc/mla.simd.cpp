@@ -12,6 +12,7 @@ constexpr int WIDE_G = 16;  // where their addresses are one register and a cons
 #else
 constexpr int WIDE_G = 8;
 #endif
+constexpr int64_t AHEAD = 4096;  // bytes: how far in front of its use a row of kv_b_proj is fetched, at least
 
 // ---- products with kv_b_proj --------------------------------------------------------------------------------------------------
 
@@ -22,6 +23,15 @@ static void absorb_rows(const Matrix& w, int64_t row, int64_t begin, int64_t end
   const int64_t row_bytes = w.columns * bytes_of(F);
   const char* at = w.data + row * row_bytes;
   int64_t c = begin;
+  if (tokens == 1) {  // the same, with the coefficients in registers
+    V factor[N];
+    for (int j = 0; j < N; ++j) factor[j] = spread(q[j] * scale);
+    for (; c + W <= end; c += W) {
+      V sum = v_load(out + c);
+      for (int j = 0; j < N; ++j) sum = v_fma(load<F>(at + j * row_bytes + c * bytes_of(F)), factor[j], sum);
+      v_store(out + c, sum);
+    }
+  }
   for (; c + W <= end; c += W) {
     V weight[N];
     for (int j = 0; j < N; ++j) weight[j] = load<F>(at + j * row_bytes + c * bytes_of(F));
@@ -52,10 +62,14 @@ static void absorb_group(const Matrix& w, int64_t row, const float* q, int64_t q
 template <Stored F>
 static void absorb_all(const Matrix& w, int64_t first, int64_t rows, const float* q, int64_t q_step, int64_t tokens, float* out) {
   constexpr int N = 8;
+  const int64_t row_bytes = w.columns * bytes_of(F);
   for (int64_t i = 0; i < tokens * w.columns; ++i) out[i] = 0.0f;
   int64_t p = 0;
   while (p < rows) {
     const int64_t row = first + p;
+    // at twice the pace of the sums: the head's rows for values, which lie behind, are wanted soon
+    const char* ahead = w.data + (row + p) * row_bytes + AHEAD;
+    for (int64_t i = 0; i < 2 * N * row_bytes; i += 64) prefetch(ahead + i);
     // a group never crosses the border of a scale block
     const bool whole = p + N <= rows && (F != Stored::E4M3 || row / SCALE_BLOCK == (row + N - 1) / SCALE_BLOCK);
     if (whole) {

@@ -8,7 +8,17 @@
 
 enum class Stored : int { F32, BF16, F16, E4M3 };
 
-constexpr int64_t CHUNK = 128;  // tokens of the cache attended to at a time; chunks start at multiples of it, whoever asks
+// Tokens of the cache attended to at a time: at most CHUNK, and of the first CHUNK fewer, so that a short past is work for several
+// threads. Where a chunk begins depends on its number alone.
+constexpr int64_t CHUNK = 128, FIRST_CHUNKS = 4;
+constexpr int64_t chunk_begin(int64_t i) {
+  return i < FIRST_CHUNKS ? CHUNK / FIRST_CHUNKS * i : CHUNK * (i - FIRST_CHUNKS + 1);
+}
+// How many chunks hold `tokens` tokens.
+constexpr int64_t chunks_of(int64_t tokens) {
+  constexpr int64_t size = CHUNK / FIRST_CHUNKS;
+  return tokens <= CHUNK ? (tokens + size - 1) / size : FIRST_CHUNKS + (tokens - 1) / CHUNK;
+}
 constexpr int64_t SCALE_BLOCK = 128;
 constexpr float NEVER = -1e30f;  // the score of what may not be seen
 

@@ -9,7 +9,8 @@ llama.cpp comes from the PyPI source package `llama-cpp-python`: unpack it, then
     cmake -B build -DCMAKE_BUILD_TYPE=Release -DLLAMA_CURL=OFF && cmake --build build --target llama-bench
 
 and give that folder. Its converter needs the Python package `gguf` (in `gguf-py` there) and torch. Random weights in
-the official layout are made (bf16; FP8 by `dsv3rt quantize`), converted to GGUF (bf16 and Q8_0), and both programs are
+the official layout are made (bf16; FP8 by `dsv3rt quantize`, once with the head in 16 bits as official checkpoints have
+it and once with `--head`, since Q8_0 quantizes the head too), converted to GGUF (bf16 and Q8_0), and both programs are
 timed in turn, twice.
 """
 
@@ -26,6 +27,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+PAIRS = {"fp8": "q8_0", "fp8-head": "q8_0", "bf16": "bf16"}
+"""Our checkpoint -> the GGUF file it is compared with."""
 
 
 def main() -> int:
@@ -57,6 +61,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--gen-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--only", choices=list(PAIRS), help="one checkpoint instead of all")
     parser.add_argument("--work", help="keep the checkpoints here, and use those of an earlier run")
     parser.add_argument("--prepare", action="store_true", help="only make the checkpoints (with --work)")
     return parser.parse_args()
@@ -99,7 +104,7 @@ def make_checkpoints(work: Path, options: argparse.Namespace) -> dict[str, Path]
     """
     from dsv3rt.testing import preset, random_checkpoint
 
-    bf16, fp8 = work / "bf16", work / "fp8"
+    bf16, fp8, head = work / "bf16", work / "fp8", work / "fp8-head"
     config = dict(preset(options.preset, layers=options.layers or None, mtp=0))
     if config.get("q_lora_rank") is None and config["num_hidden_layers"] != 27:
         config["q_lora_rank"] = config["hidden_size"] // 2
@@ -109,7 +114,10 @@ def make_checkpoints(work: Path, options: argparse.Namespace) -> dict[str, Path]
     if not fp8.exists():
         with replacing(fp8) as folder:
             dsv3rt("quantize", str(bf16), str(folder))
-    return {"bf16": bf16, "fp8": fp8}
+    if not head.exists():
+        with replacing(head) as folder:
+            dsv3rt("quantize", str(fp8), str(folder), "--head")
+    return {"bf16": bf16, "fp8": fp8, "fp8-head": head}
 
 
 def convert(folder: Path, checkpoint: Path, work: Path) -> dict[str, Path]:
@@ -154,16 +162,15 @@ def compare(
     bench: Path, checkpoints: dict[str, Path], models: dict[str, Path], options: argparse.Namespace
 ) -> dict[str, Any]:
     """Both in turn, twice; the better of two for each, so that a disturbance hits neither alone."""
-    pairs = {"fp8 vs q8_0": ("fp8", "q8_0"), "bf16 vs bf16": ("bf16", "bf16")}
     result: dict[str, Any] = {"preset": options.preset, "layers": options.layers, "threads": options.threads}
-    for title, (mine, theirs) in pairs.items():
+    for mine, theirs in PAIRS.items() if options.only is None else [(options.only, PAIRS[options.only])]:
         rounds = [(ours(checkpoints[mine], options), llama(bench, models[theirs], options)) for _ in range(2)]
         best = {
             side: {phase: max(pair[index][phase] for pair in rounds) for phase in ("prefill_tps", "decode_tps")}
             for index, side in enumerate(("dsv3rt", "llama_cpp"))
         }
         ratios = {phase: best["dsv3rt"][phase] / best["llama_cpp"][phase] for phase in ("prefill_tps", "decode_tps")}
-        result[title] = {**best, "ratio": ratios, "rounds": [pair[0] for pair in rounds]}
+        result[f"{mine} vs {theirs}"] = {**best, "ratio": ratios, "rounds": [pair[0] for pair in rounds]}
     return result
 
 

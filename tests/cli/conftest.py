@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_cases import TINY
 
 from dsv3rt.cli.main import run
-from dsv3rt.testing import preset, random_checkpoint
-
-TINY = preset("tiny", layers=2, mtp=0) | {"n_routed_experts": 8, "max_position_embeddings": 128}
-PLAIN = ("--compile", "off", "--head", "none")
+from dsv3rt.testing import random_checkpoint
 
 
 @pytest.fixture(scope="session")

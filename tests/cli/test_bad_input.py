@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PLAIN
+from cli_cases import PLAIN
 from safetensors.torch import load_file, save_file
 
 from dsv3rt.cli.main import run

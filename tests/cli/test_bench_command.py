@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PLAIN
+from cli_cases import PLAIN
 
 from dsv3rt.cli.main import run
 from dsv3rt.config import ModelConfig

@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from conftest import TINY
+from cli_cases import TINY
 
 from dsv3rt.testing import random_checkpoint
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PLAIN
+from cli_cases import PLAIN
 
 from dsv3rt.cli.main import run
 from dsv3rt.testing import preset, random_checkpoint

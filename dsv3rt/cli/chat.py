@@ -10,7 +10,7 @@ import click
 
 from dsv3rt.cli.options import BUNDLED, Loading, Speaking, loading_options, sampling_options, speaking_options
 from dsv3rt.cli.output import emit_json, json_option
-from dsv3rt.cli.stdin import piped_text
+from dsv3rt.cli.stdin import is_piped, piped_text
 from dsv3rt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def command(
     from dsv3rt.chat.settings import ChatSettings
 
     system = _system(system, system_file)
-    single = prompt is not None or as_json or not sys.stdin.isatty()
+    single = prompt is not None or as_json or sys.stdin is None or is_piped()
     question = _question(prompt) if single else None
     runtime = _load(loading, speaking.template())
     settings = ChatSettings(sampling, speaking.reasoning, hide_reasoning, timings, dict(speaking.chat_template_kwargs))
@@ -94,8 +94,8 @@ def _system(text: str | None, file: Path | None) -> str | None:
 
 def _question(prompt: str | None) -> str:
     """What is asked once: -p, or all of stdin."""
-    if prompt is None and sys.stdin.isatty():
-        raise UsageError("--json answers one question, and none is given", fix="give -p TEXT or pipe it in")
+    if prompt is None and not is_piped():
+        raise UsageError("no question is given, and nobody is there to ask one", fix="give -p TEXT or pipe it in")
     text = piped_text() if prompt is None else prompt
     if not text.strip():
         raise UsageError("the question is empty", fix="give -p TEXT or pipe it in")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,7 +9,7 @@ import click
 from dsv3rt.chat.report import footer
 from dsv3rt.cli.options import Loading, loading_options, sampling_options
 from dsv3rt.cli.output import emit_json, json_option
-from dsv3rt.cli.stdin import piped_text
+from dsv3rt.cli.stdin import is_piped, piped_text
 from dsv3rt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ def _prompt(text: str | None, ids: str | None) -> str | list[int]:
             raise UsageError(f"--prompt-ids {ids!r} is not a list of numbers", fix="write 1,2,3") from None
     if text is not None:
         return text
-    if sys.stdin.isatty():
+    if not is_piped():
         raise UsageError("no prompt is given", fix='give -p "TEXT", --prompt-ids 1,2,3 or text on standard input')
     return piped_text()
 

@@ -6,6 +6,7 @@ in their packaging metadata.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -148,7 +149,8 @@ def run(arguments: Sequence[str] | None = None, group: LazyGroup | None = None) 
                 standalone_mode=False,
                 auto_envvar_prefix="DSV3RT",
             )
-            sys.stdout.flush()
+            if sys.stdout is not None:  # closed by whoever started it
+                sys.stdout.flush()
             return result if isinstance(result, int) else 0
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit's flush is quiet too
@@ -167,6 +169,9 @@ def run(arguments: Sequence[str] | None = None, group: LazyGroup | None = None) 
         _complain(error.format_message().rstrip(".") + hint)
         return error.exit_code
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            _complain(f"cannot write {error.filename or 'the output'}: {error.strerror} (free some space)")
+            return 1
         if _out_of_memory(error):
             _complain("out of memory (a smaller -c/--ctx-size or model may fit; `dsv3rt inspect` tells)")
             return 1

@@ -7,6 +7,11 @@ import sys
 from dsv3rt.errors import UsageError
 
 
+def is_piped() -> bool:
+    """Whether something is piped in; not when a person sits there, or when there is no standard input at all."""
+    return sys.stdin is not None and not sys.stdin.isatty()
+
+
 def piped_text() -> str:
     """All of standard input, without the newline that ends it. Raises UsageError.
 

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -107,7 +107,12 @@ def write_shards(folder: Path, shards: Sequence[Sequence[Planned]]) -> Iterator[
             stream.write(_header(ordered))
             for tensor in ordered:
                 weight_map[tensor.name] = name
-                yield tensor, stream
+                try:
+                    yield tensor, stream
+                except GeneratorExit:  # writing failed: so would what is left in the buffer, which nobody wants
+                    with suppress(OSError):
+                        stream.close()
+                    raise
     if len(shards) > 1:
         total = sum(tensor.nbytes for shard in shards for tensor in shard)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}

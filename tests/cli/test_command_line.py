@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import json
 import os
@@ -38,6 +39,7 @@ def probe() -> LazyGroup:
             "interrupt": KeyboardInterrupt(),
             "pipe": BrokenPipeError(),
             "memory": MemoryError(),
+            "disk": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
             "torch's memory": RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
         }
         if how in failures:
@@ -62,6 +64,7 @@ def test_without_a_command_it_explains_itself(capfd: pytest.CaptureFixture[str])
         ("usage", 2, "error: wrong"),
         ("bug", 1, "error: unexpected RuntimeError: two lines (DSV3RT_DEBUG=1 shows the traceback)"),
         ("interrupt", 130, ""),
+        ("disk", 1, "error: cannot write the output: No space left on device (free some space)"),
         ("memory", 1, "error: out of memory (a smaller -c/--ctx-size or model may fit; `dsv3rt inspect` tells)"),
         (
             "torch's memory",

@@ -132,6 +132,9 @@ def test_no_prompt_and_bad_stdin(
         monkeypatch.setattr(sys, "stdin", stdin)
         assert run(["generate", str(tiny), *PLAIN]) == 2
         assert words in capfd.readouterr().err
+    monkeypatch.setattr(sys, "stdin", None)
+    assert run(["generate", str(tiny), *PLAIN]) == 2 == run(["chat", str(tiny), *PLAIN])
+    assert "no prompt is given" in (said := capfd.readouterr().err) and "no question is given" in said
 
 
 def test_text_needs_a_tokenizer(tiny_bare: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -119,10 +119,6 @@ class Quantization(Protocol):
         """The experts `prefix + ".{e}.gate_proj"` and so on; see `Experts`."""
         ...
 
-    def weight_bytes(self, in_features: int, out_features: int, *, prefix: str) -> int:
-        """Bytes this matrix occupies in memory (and is read per token), scales included."""
-        ...
-
     def describe(self, device: torch.device) -> str:
         """Which kernels will run on `device`, in a few words; says so when it is a slower fallback."""
         ...

@@ -51,11 +51,6 @@ class Dense(_Quantization):
     def __init__(self, site: Site) -> None:
         _refuse_unknown(self.name, site, ())
         self.storage = Storage(site.dtype)
-        stored = getattr(torch, site.config.torch_dtype, torch.bfloat16)
-        self.bytes_per_value = stored.itemsize if isinstance(stored, torch.dtype) else 2
-
-    def weight_bytes(self, in_features: int, out_features: int, *, prefix: str) -> int:
-        return in_features * out_features * self.bytes_per_value
 
 
 class BlockFP8(_Quantization):
@@ -84,14 +79,6 @@ class BlockFP8(_Quantization):
         ue8m0 = block is not None and block.scale_fmt == "ue8m0"
         round_input = functools.partial(numerics.round_activations, ue8m0=ue8m0) if activations == "fp8" else None
         self.storage = Storage(site.dtype, round_input, ue8m0, check_nan=check == "on")
-        heads = () if block is not None and block.lm_head else ("lm_head", "shared_head.head")
-        self.unquantized = ("eh_proj", *heads)
-
-    def weight_bytes(self, in_features: int, out_features: int, *, prefix: str) -> int:
-        if prefix.endswith(self.unquantized):
-            return in_features * out_features * 2
-        rows, columns = numerics.grid(out_features, in_features)
-        return in_features * out_features + rows * columns * 4
 
     def describe(self, device: torch.device) -> str:
         rounding = ", activations rounded to FP8" if self.storage.round_input is not None else ""

@@ -99,9 +99,5 @@ class LoraQuantization:
     def experts(self, num_experts: int, hidden: int, intermediate: int, *, prefix: str) -> nn.Module:
         return self.base.experts(num_experts, hidden, intermediate, prefix=prefix)
 
-    def weight_bytes(self, in_features: int, out_features: int, *, prefix: str) -> int:
-        extra = self.adapter.settings.rank * (in_features + out_features) * 4 if prefix in self.adapter.pairs else 0
-        return self.base.weight_bytes(in_features, out_features, prefix=prefix) + extra
-
     def describe(self, device: torch.device) -> str:
         return f"{self.base.describe(device)}, {len(self.adapter.pairs)} matrices with LoRA"

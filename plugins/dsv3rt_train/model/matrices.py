@@ -79,8 +79,5 @@ class TrainQuantization:
     def experts(self, num_experts: int, hidden: int, intermediate: int, *, prefix: str) -> nn.Module:
         return TrainableExperts(num_experts, hidden, intermediate, self.numerics)
 
-    def weight_bytes(self, in_features: int, out_features: int, *, prefix: str) -> int:
-        return in_features * out_features * 4
-
     def describe(self, device: torch.device) -> str:
         return f"torch, float32 master weights, {'FP8 rounding' if self.numerics.fp8 else 'no rounding'}"

@@ -1,9 +1,8 @@
 """Phase training: one step of the bundled model's shape, against the same step written the plain way with transformers.
 
 Both: 16 documents of 96 tokens, every token learnt, float32, forward, backward, clipping and AdamW. The plain model
-has no prediction
-module, so the trainer is timed without one for the comparison, and once more with it and Muon, as the bundled
-checkpoint is trained.
+has no prediction module, so the trainer is timed without one for the comparison, and once more with it and Muon, as
+the bundled checkpoint is trained, plain and with `--compile`.
 """
 
 from __future__ import annotations
@@ -85,7 +84,8 @@ def test_dsv3rt(benchmark: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.benchmark(group="train step")
-def test_dsv3rt_with_mtp_and_muon(benchmark: Any, tmp_path: Path) -> None:
-    trainer = _trainer(tmp_path)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_dsv3rt_with_mtp_and_muon(benchmark: Any, tmp_path: Path, compiled: bool) -> None:
+    trainer = _trainer(tmp_path, compile=compiled)
     benchmark.pedantic(trainer.step, rounds=8, warmup_rounds=2)
     _report(benchmark)

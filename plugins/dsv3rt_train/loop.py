@@ -34,6 +34,8 @@ class Trainer:
         self.optimizers = make_optimizers(
             model.named_parameters(), name=settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay
         )
+        if settings.compile:
+            model.compile()
         self.balance: SequenceBalance | None = None
         if settings.balance_weight:
             self.balance = SequenceBalance(model.routers(), observer, model.config.num_experts_per_tok)

@@ -20,13 +20,13 @@ def orthogonalise(g: Tensor, steps: int = 5) -> Tensor:
     """[..., m, n] -> roughly U V^T of each matrix's singular value decomposition (quintic Newton-Schulz)."""
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = g.shape[-2] > g.shape[-1]
-    x = g.mT if tall else g
+    x = (g.mT if tall else g).flatten(0, -3) if g.dim() > 2 else (g.mT if tall else g)[None]
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    result: Tensor = x.mT if tall else x
-    return result
+        # x = a x + (b gram + c gram gram) x, sums made by the products
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).reshape(g.shape)
 
 
 class Muon(torch.optim.Optimizer):

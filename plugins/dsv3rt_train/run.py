@@ -65,6 +65,7 @@ class Plan:
     balance_weight: float = 0.0
     fp8: bool = False
     bf16: bool = False
+    compile: bool = False
     attention: str | None = None
     routing: str | None = None
     plugin: tuple[str, ...] = ()

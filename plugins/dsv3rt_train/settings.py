@@ -39,6 +39,8 @@ class Settings:
     fp8: bool = False
     bf16: bool = False
     """Run products under bfloat16 autocast; weights and optimizer stay float32."""
+    compile: bool = False
+    """torch.compile attention."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.tokens < 16 or self.micro_batches < 1:

@@ -100,6 +100,18 @@ def test_stopped_and_resumed_equals_never_stopped(start: Start, tmp_path: Path) 
         assert torch.equal(tensor, _weights(second)[name]), name
 
 
+def test_compiled_steps_are_the_same_and_resume_exactly(start: Start, tmp_path: Path) -> None:
+    start(tmp_path / "plain", SHORT).run(save_every=100)
+    compiled = replace(SHORT, compile=True)
+    whole = start(tmp_path / "whole", compiled)
+    whole.run(save_every=100)
+    assert _losses(tmp_path / "whole") == pytest.approx(_losses(tmp_path / "plain"), rel=1e-4)
+    start(tmp_path / "parts", compiled).run(save_every=100, stop_at=5)
+    resumed = start(tmp_path / "parts", compiled)
+    resumed.run(save_every=100)
+    assert all(torch.equal(tensor, _weights(resumed)[name]) for name, tensor in _weights(whole).items())
+
+
 @pytest.mark.slow
 def test_killed_three_times_equals_never_killed(start: Start, tmp_path: Path) -> None:
     settings = replace(SHORT, steps=30)

@@ -94,6 +94,7 @@ def tokenizer(out: Path, data: tuple[Path, ...], vocab_size: int, max_length: in
     "--balance-weight", default=0.0, show_default=True, help="Of the loss against imbalance within a sequence."
 )
 @click.option("--numerics", type=click.Choice(["float32", "bf16", "fp8"]), default="float32", show_default=True)
+@click.option("--compile", is_flag=True, help="torch.compile attention: a minute of compiling, then quicker steps.")
 @click.option("--attention", metavar="NAME[:K=V,...]", help="Plugin for the attention slot.")
 @click.option("--routing", metavar="NAME[:K=V,...]", help="Plugin for the routing slot.")
 @click.option("--plugin", multiple=True, type=click.Path(), help="A plugin from a single file; repeatable.")

@@ -55,6 +55,16 @@ class TrainableModel:
                     found[int(module.layer)] = module.gate  # type: ignore[arg-type, assignment]
         return dict(sorted(found.items()))
 
+    def compile(self) -> None:
+        """Compile attention, forward and backward: one full graph, which all layers and the module share.
+
+        Experts stay as they are: how many tokens each receives is known only when they come, and their gradients are
+        written by hand.
+        """
+        blocks = [*self.decoder.model.layers, *([] if self.prediction is None else [self.prediction])]
+        for block in blocks:
+            block.self_attn.compile(dynamic=True, fullgraph=True)  # type: ignore[operator, union-attr]
+
     def official(self) -> dict[str, Tensor]:
         """Every tensor of the checkpoint by its official name (float32, detached, experts unstacked)."""
         named: dict[str, Tensor] = {}

@@ -147,8 +147,6 @@ class DraftRule:
     min_p: float = 0.0
     uniforms: Callable[[int], Tensor] = torch.rand
     """So many fresh numbers in [0, 1), float64 [n] on the CPU, from the answer's own generator."""
-    repeatable: bool = False
-    """A seed was given: the same numbers must be drawn for the same things whether compiled or not."""
 
 
 @dataclass(frozen=True)
@@ -163,15 +161,13 @@ class Drafts:
 
 
 @dataclass(frozen=True)
-class Verified:
-    """What came of one fused step."""
+class Accepted:
+    """What came of drafts that the main model has run over."""
 
     settled: Sequence[int]
-    """The accepted drafts and the token after them: at least one."""
+    """The accepted ones and the token after them: at least one."""
     drafts: Drafts
     """The next ones."""
-    logits_TV: Tensor
-    """float32: row i is what settled[i] was chosen from."""
 
 
 class Compiled(Protocol):
@@ -236,15 +232,16 @@ class PreparesSteps(Protocol):
 
 
 @runtime_checkable
-class FusesSteps(Protocol):
-    """A DraftSession that can also verify, observe and draft again in one go (one graph, one wait)."""
+class AcceptsDrafts(Protocol):
+    """A DraftSession that can also accept, observe and draft again in one go (one graph, one wait)."""
 
-    def verify(
-        self, newest: int, drafts: Drafts, position: int, caches: Sequence[Cache], rule: DraftRule
-    ) -> Verified | None:
-        """Run the decoder over the newest token, which sits at `position`, and its drafts; accept; draft as many again.
+    def accept(
+        self, drafts: Drafts, logits_TV: Tensor, hidden_TD: Tensor, position: int, count: int, rule: DraftRule
+    ) -> Accepted | None:
+        """Settle `drafts`, observe what was settled, and draft `count` (at least 1) more.
 
-        With temperature 0 tokens are the likeliest ones, else they have the distribution of `rule` exactly. None, with
+        logits_TV, hidden_TD: the decoder's over the newest token, which sits at `position`, and its drafts. With
+        temperature 0 tokens are the likeliest ones, else they have the distribution of `rule` exactly. None, with
         nothing changed that counts, when it cannot now: not everything before `position` has been observed and drafted
         from, the logits are not numbers, or the distribution is not one that it can draw from.
         """

@@ -38,11 +38,6 @@ class Sequence:
         """The caches, cut to a power of two that holds `used` tokens (not when attention reads only what is used)."""
         return self.caches if self._whole else window(self.caches, used)
 
-    def settle(self, token_ids: TokenSequence[int]) -> None:
-        """Append tokens that have been run already (by a fused step)."""
-        self.token_ids.extend(token_ids)
-        self.computed = len(self.token_ids)
-
     def rewind(self, length: int) -> None:
         """Forget everything from token `length` on."""
         del self.token_ids[length:]

@@ -19,11 +19,9 @@ from dsv3rt.generate.results import Speculation
 from dsv3rt.generate.sampling import Sampler, SamplingParams
 from dsv3rt.generate.sequence import Reading, Sequence, outcome
 from dsv3rt.generate.steps import Settled
-from dsv3rt.interfaces import DraftRule, Drafts, DraftSession, FusesSteps, PredictionHead, PreparesSteps, Verified
+from dsv3rt.interfaces import AcceptsDrafts, DraftRule, Drafts, DraftSession, PredictionHead, PreparesSteps
 
 NO_DRAFTS = Drafts([])
-MOST_TRIED = 2
-"""Most drafts that `auto` tries. Each count has a graph of its own to be compiled, and three have never paid so far."""
 
 
 class Counter(Protocol):
@@ -75,7 +73,7 @@ class Speculator:
         self.max_drafts = head.max_drafts
         self.session: DraftSession = head.start(sequence.capacity, sequence.device, engine.decoder, engine.graph)
         self.costs = Costs()
-        self._auto = AutoCount(min(MOST_TRIED, head.max_drafts), self.costs)
+        self._auto = AutoCount(head.max_drafts, self.costs)
         self._tail: tuple[Tensor, int] | None = None
         """Hidden state of the newest computed row, whose next token is not known yet, and its position."""
         self.record = Record()
@@ -133,7 +131,6 @@ class Speculator:
         sequence, session = self.sequence, self.session
         params = sampler.params
         rule = replace(_rule(params), uniforms=sampler.uniforms)
-        fused = session if params.repetition_penalty == 1 and isinstance(session, FusesSteps) else None
         newest = sampler.next_token(logits_V, sequence.token_ids)
         assert self._tail is not None
         session.observe([newest], self._tail[0], self._tail[1])
@@ -147,16 +144,8 @@ class Speculator:
             if room < len(drafts.token_ids):
                 drafts = _cut(drafts, room)
             drafted = len(drafts.token_ids)
-            steady = drafted == wanted
-            verified = self._fused(fused, newest, drafts, rule) if fused is not None and steady and drafted else None
-            if verified is not None:
-                settled, following, logits_TV = verified.settled, verified.drafts, verified.logits_TV
-            else:
-                settled, logits_TV = self._apart(newest, drafts, sampler)
-                following = NO_DRAFTS
-                if wanted:
-                    following = session.draft(wanted, rule)
-                    steady = steady and len(following.token_ids) == drafted
+            settled, following, logits_TV = self._step(newest, drafts, wanted, sampler, rule)
+            steady = drafted == wanted == len(following.token_ids)
             seconds = time.perf_counter() - started
             accepted = len(settled) - 1
             self.record.add(drafted, accepted, seconds)
@@ -170,24 +159,22 @@ class Speculator:
         """How many tokens may be drafted so that all of them still fit the context."""
         return max(0, self.sequence.capacity - len(self.sequence.token_ids) - 2)
 
-    def _apart(self, newest: int, drafts: Drafts, sampler: Sampler) -> tuple[list[int], Tensor]:
-        """Verify, accept and observe, one after another: (settled tokens, logits [T, V])."""
-        sequence, start = self.sequence, self.sequence.computed
+    def _step(
+        self, newest: int, drafts: Drafts, wanted: int, sampler: Sampler, rule: DraftRule
+    ) -> tuple[list[int], Drafts, Tensor]:
+        """Verify, accept, observe and draft again: (settled tokens, `wanted` drafts, logits [T, V])."""
+        sequence, session, start = self.sequence, self.session, self.sequence.computed
+        penalised = sampler.params.repetition_penalty != 1
         logits_TV, hidden_TD = sequence.extend([newest, *drafts.token_ids], last=None)
-        history = sequence.token_ids[: start + 1] if sampler.params.repetition_penalty != 1 else ()
-        settled = settle(sampler, logits_TV, drafts, history)
+        if wanted and not penalised and isinstance(session, AcceptsDrafts):
+            accepted = session.accept(drafts, logits_TV, hidden_TD, start, wanted, rule)
+            if accepted is not None:
+                sequence.rewind(start + len(accepted.settled))
+                return list(accepted.settled), accepted.drafts, logits_TV
+        settled = settle(sampler, logits_TV, drafts, sequence.token_ids[: start + 1] if penalised else ())
         sequence.rewind(start + len(settled))
-        self.session.observe(settled, hidden_TD, start)
-        return settled, logits_TV
-
-    def _fused(self, session: FusesSteps, newest: int, drafts: Drafts, rule: DraftRule) -> Verified | None:
-        """The same and the next drafts in one go, when the head can."""
-        sequence, start = self.sequence, self.sequence.computed
-        caches = sequence.window(start + 1 + len(drafts.token_ids))
-        verified = session.verify(newest, drafts, start, caches, rule)
-        if verified is not None:
-            sequence.settle([newest, *verified.settled[:-1]])
-        return verified
+        session.observe(settled, hidden_TD, start)
+        return settled, session.draft(wanted, rule) if wanted else NO_DRAFTS, logits_TV
 
 
 def _rule(params: SamplingParams) -> DraftRule:
@@ -196,7 +183,6 @@ def _rule(params: SamplingParams) -> DraftRule:
         params.top_k,
         params.top_p,
         params.min_p,
-        repeatable=params.seed is not None,
     )
 
 

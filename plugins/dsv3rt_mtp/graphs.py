@@ -1,11 +1,14 @@
-"""What an MTP session computes, as modules of fixed shapes without data-dependent Python: whole graphs to compile.
+"""What an MTP session computes, as modules without data-dependent Python: whole graphs to compile, each for any number
+of rows up to 16.
 
-Legend: B sequences (one), T rows, k drafts, D hidden, V vocabulary, C candidates.
+A step of k drafts is the decoder over 1+k tokens, an `Accept` with the first of the next drafts, and a `Draft` for each
+further one. None of them depends on k, and only the decoder's graph holds the decoder.
+
+Legend: B sequences (one), T rows, D hidden, V vocabulary, C candidates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,69 +19,10 @@ from dsv3rt.interfaces import Cache
 if TYPE_CHECKING:
     from dsv3rt_mtp.head import MTPHead
 
-Choose = Callable[[int, Tensor], Tensor]
-"""(d, logits [B, V]) -> draft d, int64 [B]."""
-
 CANDIDATES = 64
 """How many of the likeliest tokens are looked at. A draft may be drawn from any distribution as long as it is reported;
 sorting a whole vocabulary for each would cost more than the tail it adds. The answer's own tokens are drawn from them
 only where no token beyond them could have been drawn."""
-
-
-def draft_chain(
-    head: MTPHead,
-    ids_BT: Tensor,
-    normed_BTD: Tensor,
-    positions_BT: Tensor,
-    newest_1: Tensor,
-    caches: Sequence[Cache],
-    count: int,
-    choose: Choose,
-) -> Tensor:
-    """`count` drafts, int64 [B, k], from T rows of which row `newest_1` is the last that counts.
-
-    ids_BT: the token after each row; normed_BTD: the main model's hidden states, after its final norm. All modules pass
-    over the T rows, so that their caches hold them; rows after `newest_1` become stale slots.
-    """
-    row_B1D = normed_BTD
-    last = head.depth - 1
-    slots_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
-    drafts: list[Tensor] = []
-    for d in range(max(count, head.depth)):
-        if d <= last:
-            normed_BTD = head.advance(d, ids_BT, normed_BTD, positions_BT, caches[d])
-            row_B1D = normed_BTD.index_select(1, newest_1)
-        else:
-            position_B1 = positions_BT.index_select(1, newest_1) + (d - last)
-            row_B1D = head.advance(last, drafts[-1], row_B1D, position_B1, caches[last])
-        drafts.append(choose(d, head.logits(row_B1D)[:, 0])[:, None])
-        if d < last:  # the next module sees, at every row, the token one further on
-            ids_BT = torch.where(slots_T == newest_1, drafts[-1], ids_BT.roll(-1, 1))
-    return torch.cat(drafts[:count], dim=1)
-
-
-def likeliest(d: int, logits_BV: Tensor) -> Tensor:
-    """Greedy drafting's choice."""
-    return logits_BV.argmax(-1)
-
-
-class Drawing:
-    """Sampled drafting's choice; remembers what each draft was drawn from."""
-
-    def __init__(self, rule_4: Tensor, uniform_k: Tensor) -> None:
-        self.rule_4, self.uniform_k = rule_4, uniform_k
-        self.ids: list[Tensor] = []
-        self.probs: list[Tensor] = []
-
-    def __call__(self, d: int, logits_BV: Tensor) -> Tensor:
-        ids_BC, probs_BC, _ = shortlist(logits_BV, self.rule_4)
-        self.ids.append(ids_BC)
-        self.probs.append(probs_BC)
-        return ids_BC.gather(1, draw(probs_BC, self.uniform_k[d]))[:, 0]
-
-    def candidates(self, count: int) -> tuple[Tensor, Tensor]:
-        """(ids [k, C], probabilities [k, C]) of the first `count` drafts."""
-        return torch.cat(self.ids[:count]), torch.cat(self.probs[:count])
 
 
 def shortlist(logits_BV: Tensor, rule_4: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,131 +58,143 @@ def draw(weights_BC: Tensor, uniform: Tensor) -> Tensor:
     return torch.minimum(choice_B1, torch.where(weights_BC > 0, slots_C, 0).amax(-1, keepdim=True))
 
 
-def leading(agreed_k: Tensor) -> Tensor:
-    """int64 [1]: how many of the first are true before one is not."""
-    slots_k = torch.arange(agreed_k.shape[0], device=agreed_k.device)
-    return torch.where(agreed_k, agreed_k.shape[0], slots_k).amin(0, keepdim=True)
+def leading(agreed_T: Tensor) -> Tensor:
+    """int64 [1]: how many of the first are true before one is not. The last never is."""
+    slots_T = torch.arange(agreed_T.shape[0], device=agreed_T.device)
+    return torch.where(agreed_T, agreed_T.shape[0], slots_T).amin(0, keepdim=True)
 
 
-def positions_from(position_1: Tensor, ids_BT: Tensor) -> Tensor:
-    """int64 [B, T]: those of rows that begin at `position_1`."""
-    return (position_1 + torch.arange(ids_BT.shape[1], device=ids_BT.device))[None]
+def draw_draft(logits_BV: Tensor, rule_4: Tensor, uniform_1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(a draft int64 [B], and what it was drawn from: candidate ids [B, C], their probabilities [B, C])."""
+    ids_BC, probs_BC, _ = shortlist(logits_BV, rule_4)
+    return ids_BC.gather(1, draw(probs_BC, uniform_1))[:, 0], ids_BC, probs_BC
 
 
 class _Graph(nn.Module):
-    def __init__(self, head: MTPHead, count: int) -> None:
+    """Passes rows through one module of a head."""
+
+    def __init__(self, head: MTPHead, depth: int = 0) -> None:
         super().__init__()
         self.head = head
-        self.count = count
+        self.depth = depth
+
+    def rows(
+        self, ids_BT: Tensor, normed_BTD: Tensor, positions_BT: Tensor, newest_1: Tensor, cache: Cache
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(logits float32 [B, V] of row `newest_1`, its hidden state [B, 1, D], the next position [B, 1], and hidden
+        states [B, T, D] of all rows). Those after `newest_1` become stale slots of the cache. ids and normed: see
+        `MTPHead.advance`."""
+        normed_BTD = self.head.advance(self.depth, ids_BT, normed_BTD, positions_BT, cache)
+        row_B1D = normed_BTD.index_select(1, newest_1)
+        return self.head.logits(row_B1D)[:, 0], row_B1D, positions_BT.index_select(1, newest_1) + 1, normed_BTD
 
 
 class GreedyDraft(_Graph):
-    """Observe T rows and draft the likeliest tokens: int64 [k]."""
+    """The likeliest token after one of T rows."""
 
     def forward(
-        self, ids_BT: Tensor, hidden_BTD: Tensor, position_1: Tensor, newest_1: Tensor, caches: Sequence[Cache]
-    ) -> Tensor:
-        """hidden_BTD: the main model's, before its final norm."""
-        positions_BT, normed_BTD = positions_from(position_1, ids_BT), self.head.norm(hidden_BTD)
-        return draft_chain(self.head, ids_BT, normed_BTD, positions_BT, newest_1, caches, self.count, likeliest)[0]
+        self, ids_BT: Tensor, normed_BTD: Tensor, positions_BT: Tensor, newest_1: Tensor, cache: Cache
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(draft int64 [B], and of `rows` all but the logits)."""
+        logits_BV, *after = self.rows(ids_BT, normed_BTD, positions_BT, newest_1, cache)
+        return logits_BV.argmax(-1), after[0], after[1], after[2]
 
 
 class SampledDraft(_Graph):
-    """Observe T rows and draw drafts: (tokens [k], candidate ids [k, C], their probabilities [k, C])."""
+    """A token drawn for after one of T rows."""
 
     def forward(
         self,
         ids_BT: Tensor,
-        hidden_BTD: Tensor,
-        position_1: Tensor,
+        normed_BTD: Tensor,
+        positions_BT: Tensor,
         newest_1: Tensor,
-        caches: Sequence[Cache],
+        cache: Cache,
         rule_4: Tensor,
-        uniform_k: Tensor,
+        uniform_1: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """(as `GreedyDraft`, then what the draft was drawn from: ids [B, C], probabilities [B, C]). rule_4: see
+        `shortlist`; uniform_1: a random number in [0, 1)."""
+        logits_BV, *after = self.rows(ids_BT, normed_BTD, positions_BT, newest_1, cache)
+        draft_B, ids_BC, probs_BC = draw_draft(logits_BV, rule_4, uniform_1)
+        return draft_B, after[0], after[1], after[2], ids_BC, probs_BC
+
+
+class _Accept(_Graph):
+    """Settle what was drafted, observe it, and draft the next token; for heads of one module."""
+
+    def observe(
+        self, settled_T: Tensor, hidden_BTD: Tensor, position_1: Tensor, accepted_1: Tensor, cache: Cache
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """rule_4: see `shortlist`; uniform_k: random numbers in [0, 1), one a module or draft, whichever are more."""
-        drawing = Drawing(rule_4, uniform_k)
-        positions_BT, normed_BTD = positions_from(position_1, ids_BT), self.head.norm(hidden_BTD)
-        drafts_Bk = draft_chain(self.head, ids_BT, normed_BTD, positions_BT, newest_1, caches, self.count, drawing)
-        return drafts_Bk[0], *drawing.candidates(self.count)
+        """(logits [B, V], hidden state [B, 1, D] and next position [B, 1] after the last row that counts.)
 
-
-class _Step(_Graph):
-    """A step as one graph: verify 1+k tokens, accept, observe, and draft k more; for heads of one module."""
-
-    def __init__(self, decoder: nn.Module, head: MTPHead, count: int) -> None:
-        super().__init__(head, count)
-        self.decoder = decoder
-
-    def run(self, tokens: Tensor, caches: Sequence[Cache]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """tokens [T + 1]: the newest token, k drafts, the newest token's position.
-        Returns (ids [B, T], positions [B, T], normed hidden states [B, T, D], logits float32 [T, V])."""
-        ids_BT = tokens[None, :-1]
-        positions_BT = positions_from(tokens[-1:], ids_BT)
-        normed_BTD = self.head.norm(self.decoder.hidden(ids_BT, positions_BT, caches))  # type: ignore[operator]
-        return ids_BT, positions_BT, normed_BTD, self.head.logits(normed_BTD)[0]
-
-
-class GreedyStep(_Step):
-    """Greedy acceptance: a draft stays if it is the likeliest token."""
-
-    def forward(self, tokens: Tensor, caches: Sequence[Cache], head_caches: Sequence[Cache]) -> tuple[Tensor, Tensor]:
-        """tokens: see `run`. Returns (packed int64 [T + k + 2], logits_TV).
-
-        packed: the likeliest token after each row, the next k drafts, how many drafts were accepted, and 1 if the
-        logits were numbers.
+        hidden_BTD: the main model's, before its final norm, at `position_1` and on. After an accepted row follows the
+        draft it agrees with; rows after the last of them do not count.
         """
-        ids_BT, positions_BT, normed_BTD, logits_TV = self.run(tokens, caches)
-        best_T = logits_TV.argmax(-1)
-        accepted_1 = leading(best_T[:-1] == ids_BT[0, 1:])
-        # after an accepted row follows the draft it agrees with; rows after the last of them do not count
-        drafts_Bk = draft_chain(
-            self.head, best_T[None], normed_BTD, positions_BT, accepted_1, head_caches, self.count, likeliest
+        slots_T = torch.arange(settled_T.shape[0], device=settled_T.device)
+        normed_BTD = self.head.norm(hidden_BTD)
+        logits_BV, row_B1D, next_B1, _ = self.rows(
+            settled_T[None], normed_BTD, (position_1 + slots_T)[None], accepted_1, cache
         )
+        return logits_BV, row_B1D, next_B1
+
+
+class GreedyAccept(_Accept):
+    """A draft stays if it is the likeliest token."""
+
+    def forward(
+        self, drafts_T: Tensor, logits_TV: Tensor, hidden_BTD: Tensor, position_1: Tensor, cache: Cache
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """drafts_T: the drafts, and -1. Returns (packed int64 [T + 3], hidden state [B, 1, D], next position [B, 1]).
+
+        packed: the likeliest token after each row, the next draft, how many drafts were accepted, and 1 if the logits
+        were numbers.
+        """
+        best_T = logits_TV.argmax(-1)
+        accepted_1 = leading(best_T == drafts_T)
+        logits_BV, row_B1D, next_B1 = self.observe(best_T, hidden_BTD, position_1, accepted_1, cache)
         fine_1 = logits_TV.gather(1, best_T[:, None]).isfinite().all().long()[None]
-        return torch.cat([best_T, drafts_Bk[0], accepted_1, fine_1]), logits_TV
+        return torch.cat([best_T, logits_BV.argmax(-1), accepted_1, fine_1]), row_B1D, next_B1
 
 
-class SampledStep(_Step):
+class SampledAccept(_Accept):
     """Lossless rejection sampling (arXiv 2211.17192, algorithm 1): draft x stays with probability min(1, p(x)/q(x));
-    after the last that does follows a token drawn from max(0, p - q), or from p after all k."""
+    after the last that does follows a token drawn from max(0, p - q), or from p after all."""
 
     def forward(
         self,
-        tokens: Tensor,
-        caches: Sequence[Cache],
-        head_caches: Sequence[Cache],
-        draft_ids_kC: Tensor,
-        draft_probs_kC: Tensor,
+        drafts_T: Tensor,
+        logits_TV: Tensor,
+        hidden_BTD: Tensor,
+        position_1: Tensor,
+        cache: Cache,
+        draft_ids_TC: Tensor,
+        draft_probs_TC: Tensor,
         rule_4: Tensor,
-        uniforms: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """draft_*_kC: what the drafts were drawn from. rule_4: see `shortlist`. uniforms [k + 1 + k]: random numbers to
-        accept by, to draw the token after, and to draw drafts.
+        uniform_T: Tensor,
+        uniform_1: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """drafts_T: the drafts, and -1. draft_*_TC: what they were drawn from, and a row of zeros. rule_4: see
+        `shortlist`. uniform_T: random numbers to accept by and, last, to draw the token after; uniform_1: to draft.
 
-        Returns (packed as in `GreedyStep`, logits_TV, and of the next drafts the ids and probabilities [k, C]). The
-        last number of packed is 0, and what was settled not to be used, when a row's shortlist was not the whole of
-        its distribution.
+        Returns (packed as in `GreedyAccept`, hidden state, next position, and of the next draft the candidates' ids and
+        probabilities [B, C]). The last number of packed is 0, and what was settled not to be used, when a row's
+        shortlist was not the whole of its distribution.
         """
-        k = self.count
-        ids_BT, positions_BT, normed_BTD, logits_TV = self.run(tokens, caches)
-        drafts_k = ids_BT[0, 1:]
         ids_TC, p_TC, whole_T = shortlist(logits_TV, rule_4)
-        p_k = torch.where(ids_TC[:-1] == drafts_k[:, None], p_TC[:-1], 0.0).sum(-1)
-        q_k = torch.where(draft_ids_kC == drafts_k[:, None], draft_probs_kC, 0.0).sum(-1)
-        accepted_1 = leading(uniforms[:k] * q_k < p_k)
-        same_kCC = ids_TC[:-1, :, None] == draft_ids_kC[:, None, :]
-        q_kC = torch.where(same_kCC, draft_probs_kC[:, None, :], 0.0).sum(-1)
-        left_TC = torch.cat([(p_TC[:-1] - q_kC).clamp_min(0), p_TC[-1:]])
+        p_T = torch.where(ids_TC == drafts_T[:, None], p_TC, 0.0).sum(-1)
+        q_T = torch.where(draft_ids_TC == drafts_T[:, None], draft_probs_TC, 0.0).sum(-1)
+        accepted_1 = leading(uniform_T * q_T < p_T)  # the last row: 0 < 0
+        same_TCC = ids_TC[:, :, None] == draft_ids_TC[:, None, :]
+        q_TC = torch.where(same_TCC, draft_probs_TC[:, None, :], 0.0).sum(-1)
+        left_TC = (p_TC - q_TC).clamp_min(0)
         # nothing is left when p = q but for rounding: then p itself is as good
         left_TC = torch.where(left_TC.sum(-1, keepdim=True) > 0, left_TC, p_TC)
-        choice_B1 = draw(left_TC.index_select(0, accepted_1), uniforms[k])
+        choice_B1 = draw(left_TC.index_select(0, accepted_1), uniform_T[-1])
         token_1 = ids_TC.index_select(0, accepted_1).gather(1, choice_B1)[0]
-        slots_T = torch.arange(k + 1, device=tokens.device)
-        settled_T = torch.where(slots_T < accepted_1, torch.cat([drafts_k, token_1]), token_1)
-        drawing = Drawing(rule_4, uniforms[k + 1 :])
-        drafts_Bk = draft_chain(
-            self.head, settled_T[None], normed_BTD, positions_BT, accepted_1, head_caches, k, drawing
-        )
+        slots_T = torch.arange(drafts_T.shape[0], device=drafts_T.device)
+        settled_T = torch.where(slots_T < accepted_1, drafts_T, token_1)
+        logits_BV, row_B1D, next_B1 = self.observe(settled_T, hidden_BTD, position_1, accepted_1, cache)
+        draft_B, ids_BC, probs_BC = draw_draft(logits_BV, rule_4, uniform_1)
         fine_1 = (whole_T & p_TC.sum(-1).isfinite()).all().long()[None]
-        return torch.cat([settled_T, drafts_Bk[0], accepted_1, fine_1]), logits_TV, *drawing.candidates(k)
+        return torch.cat([settled_T, draft_B, accepted_1, fine_1]), row_B1D, next_B1, ids_BC, probs_BC

@@ -58,6 +58,7 @@ class MTPHead(nn.Module):
             raise CheckpointError("this checkpoint has no MTP modules", fix="draft with --head ngram, or not at all")
         self.max_drafts = _max_drafts(site, config.num_nextn_predict_layers)
         self.embed, self.lm_head, self.norm = site.embed, site.lm_head, site.norm
+        self.vocab_size = config.vocab_size
         self.layers = range(config.num_hidden_layers, config.num_hidden_layers + config.num_nextn_predict_layers)
         for layer in self.layers:
             self.add_module(str(layer), make_module(site, layer))
@@ -111,7 +112,7 @@ class MTPHead(nn.Module):
         return sum(int(self.module(d).self_attn.cache_bytes_per_token) for d in range(self.depth))  # type: ignore[union-attr, arg-type, misc]
 
     def start(self, capacity: int, device: torch.device, decoder: nn.Module, compile: Compile) -> MTPSession:
-        return MTPSession(self, capacity, device, decoder, compile)
+        return MTPSession(self, capacity, device, compile)
 
 
 def _max_drafts(site: HeadSite, depth: int) -> int:

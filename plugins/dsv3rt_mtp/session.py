@@ -5,26 +5,26 @@ Legend: T rows, D hidden.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from dsv3rt.interfaces import Cache, Compile, Compiled, DraftRule, Drafts, Verified
+from dsv3rt.interfaces import Accepted, Cache, Compile, Compiled, DraftRule, Drafts
 from dsv3rt.model.cache import reads_only_used, window
-from dsv3rt_mtp.graphs import CANDIDATES, GreedyDraft, GreedyStep, SampledDraft, SampledStep
+from dsv3rt_mtp.graphs import CANDIDATES, GreedyAccept, GreedyDraft, SampledAccept, SampledDraft
 
 if TYPE_CHECKING:
     from dsv3rt_mtp.head import MTPHead
 
 CATCH_UP = 512
 """Rows waiting at most; more are passed through the modules in batches of this size."""
-PREPARED = 2
-"""Draft counts whose steps are compiled before they are met."""
+MOST_ROWS = 16
+"""Rows that a graph takes."""
 COMPILE_AFTER = 8
-"""Uses of a draft count, outside fused steps, after which it is compiled for."""
+"""Uses of a graph, but those that every conversation begins with, after which it is compiled."""
 MOST_APART = 32
 """Steps not to be fused, at most, after one whose shortlists were too short. There is one after the first such, and
 twice as many after each that follows: where one distribution is flat, others will be."""
@@ -37,13 +37,10 @@ class MTPSession:
     are passed again, with what settled instead.
     """
 
-    def __init__(
-        self, head: MTPHead, capacity: int, device: torch.device, decoder: nn.Module, compile: Compile
-    ) -> None:
+    def __init__(self, head: MTPHead, capacity: int, device: torch.device, compile: Compile) -> None:
         self.head = head
         self.device = device
         self.lookback = head.depth
-        self._decoder = decoder
         self._compile = compile
         self._caches = head.make_caches(capacity, device)
         self._whole = reads_only_used([head.module(depth) for depth in range(head.depth)])
@@ -53,14 +50,13 @@ class MTPSession:
         """Rows that are in the caches of all modules, for good."""
         self._waiting: list[Tensor] = []
         """Hidden states [.., D] of the rows from `_final` on."""
-        self._graphs: dict[tuple[str, int], Compiled | GreedyDraft | SampledDraft] = {}
-        self._uses: dict[tuple[str, int], int] = {}
-        self._steps: dict[tuple[str, int], Compiled] = {}
-        self._running: set[tuple[str, int]] = set()
-        """Fused steps whose graphs are there."""
+        self._accepts: dict[type[nn.Module], Compiled] = {}
+        self._drafts: dict[tuple[type[nn.Module], int], Compiled | GreedyDraft | SampledDraft] = {}
+        self._uses: dict[tuple[type[nn.Module], int], int] = {}
         self._rule: tuple[DraftRule, Tensor] | None = None
         self._apart = self._apart_next = 0
         """Steps still not to be fused, and as many there were the last time."""
+        self._zero_1 = torch.zeros(1, dtype=torch.int64, device=device)
 
     @property
     def observed(self) -> int:
@@ -108,38 +104,47 @@ class MTPSession:
         count = min(count, self.head.max_drafts)
         if count == 0 or known == 0:
             return Drafts([])
-        size = count + depth  # rows of the graph: what a step of `count` drafts settles at most, and those seen again
-        if known - self._final > size:
+        if known - self._final > MOST_ROWS:
             self._catch_up(depth)
         rows_TD, rows = self._rows(), known - self._final
-        ids = self._next_ids[self._final :] + [0] * (size - rows)
-        args: list[Any] = [
-            torch.tensor([ids], device=self.device),
-            F.pad(rows_TD, (0, 0, 0, size - rows))[None],
-            torch.tensor([self._final], device=self.device),
-            torch.tensor([rows - 1], device=self.device),
-            self._window(self._final + size + count),
-        ]
-        if rule.temperature == 0:
-            drafts = Drafts(self._graph(GreedyDraft, count)(*args).tolist())
-        else:
-            args += [self._numbers(rule), rule.uniforms(max(count, depth)).to(self.device)]
-            tokens, ids_kC, probs_kC = self._graph(SampledDraft, count)(*args)
-            drafts = Drafts(tokens.tolist(), (ids_kC, probs_kC))
+        caches = self._window(known + max(count, depth))
+        ids = self._next_ids[self._final :]
+        positions_BT = torch.arange(self._final, known, device=self.device)[None]
+        newest_1 = torch.tensor([rows - 1], device=self.device)
+        normed_BTD = self.head.norm(rows_TD[None])
+        chain = _Chain()
+        for d in range(depth):  # module d sees, at every row, the token d further on
+            if d:
+                ids = [*ids[1:], int(chain.tokens[-1])]
+            ids_BT = torch.tensor([ids], device=self.device)
+            state = ids_BT, normed_BTD, positions_BT, newest_1
+            normed_BTD = chain.add(self._graph(d, rule, begins=True)(*state, caches[d], *self._chance(rule)))
+        self._draft_on(chain, count, caches[-1], rule)
         again = min(depth - 1, known)
         self._final, self._waiting = known - again, [rows_TD[rows - again : rows]] if again else []
-        return drafts
+        return chain.drafts(count)
 
-    def _graph(self, kind: type[GreedyDraft] | type[SampledDraft], count: int) -> Compiled | GreedyDraft | SampledDraft:
-        key = (kind.__name__, count)
-        if key not in self._graphs:
-            self._graphs[key] = kind(self.head, count)
-        # where steps are fused, or will be as soon as their graph is there, separate drafts only begin them: compiling
-        # is for what is done again and again
-        self._uses[key] = self._uses.get(key, 0) + (self._steps.keys() <= self._running)
-        if self._uses[key] == COMPILE_AFTER:
-            self._graphs[key] = self._compile(kind(self.head, count))
-        return self._graphs[key]
+    def _draft_on(self, chain: _Chain, count: int, cache: Cache, rule: DraftRule) -> None:
+        """The last module again, on its own hidden states, until there are `count` drafts."""
+        while len(chain.tokens) < count:
+            state = chain.tokens[-1][None], chain.row_B1D, chain.next_B1, self._zero_1
+            chain.add(self._graph(self.head.depth - 1, rule, begins=False)(*state, cache, *self._chance(rule)))
+
+    def _graph(self, depth: int, rule: DraftRule, *, begins: bool) -> Compiled | GreedyDraft | SampledDraft:
+        kind = SampledDraft if rule.temperature else GreedyDraft
+        key = kind, depth
+        if key not in self._drafts:
+            self._drafts[key] = kind(self.head, depth)
+            self._uses[key] = 0
+        if self._uses[key] < COMPILE_AFTER and not (begins and self._accepts):
+            self._uses[key] += 1
+            if self._uses[key] == COMPILE_AFTER:
+                self._drafts[key] = self._compile(kind(self.head, depth), {0: 1, 1: 1, 2: 1})
+        return self._drafts[key]
+
+    def _chance(self, rule: DraftRule) -> tuple[Tensor, ...]:
+        """What drawing one draft needs."""
+        return (self._numbers(rule), rule.uniforms(1).to(self.device)) if rule.temperature else ()
 
     def _numbers(self, rule: DraftRule) -> Tensor:
         """The rule as graphs take it; made once an answer."""
@@ -150,60 +155,80 @@ class MTPSession:
         return self._rule[1]
 
     @torch.inference_mode()
-    def verify(
-        self, newest: int, drafts: Drafts, position: int, caches: Sequence[Cache], rule: DraftRule
-    ) -> Verified | None:
-        count = len(drafts.token_ids)
+    def accept(
+        self, drafts: Drafts, logits_TV: Tensor, hidden_TD: Tensor, position: int, count: int, rule: DraftRule
+    ) -> Accepted | None:
+        rows = len(drafts.token_ids) + 1
         ready = self._final == len(self._next_ids) == position
-        if self.head.depth > 1 or not 1 <= count <= self.head.max_drafts or not ready:
+        if self.head.depth > 1 or rows > MOST_ROWS or not ready:
             return None
-        if rule.temperature and (drafts.candidates is None or not self._worth_fusing(rule)):
-            return None
+        caches = self._window(position + rows + count)
         args: list[Any] = [
-            torch.tensor([newest, *drafts.token_ids, position], device=self.device),
-            caches,
-            self._window(position + 2 * count + 1),
+            torch.tensor([*drafts.token_ids, -1], device=self.device),
+            logits_TV,
+            hidden_TD[None],
+            torch.tensor([position], device=self.device),
+            caches[0],
         ]
-        if drafts.candidates is not None:
-            args += [*drafts.candidates, self._numbers(rule), rule.uniforms(2 * count + 1).to(self.device)]
-        step = self._step(SampledStep if rule.temperature else GreedyStep, count, args, repeatable=rule.repeatable)
-        if step is None:
-            return None
-        packed, logits_TV, *following = step(*args)
-        candidates = (following[0], following[1]) if following else None
-        *tokens, accepted, fine = packed.tolist()
+        if rule.temperature:
+            if (drafts.token_ids and drafts.candidates is None) or not self._worth_fusing(rule):
+                return None
+            ids_1C, probs_1C = self._no_candidates
+            ids_kC, probs_kC = drafts.candidates or (ids_1C[:0], probs_1C[:0])
+            args += [
+                torch.cat([ids_kC, ids_1C]),
+                torch.cat([probs_kC, probs_1C]),
+                self._numbers(rule),
+                rule.uniforms(rows).to(self.device),
+                rule.uniforms(1).to(self.device),
+            ]
+        packed, *after = self._accept_graph(rule)(*args)
+        *settled, draft, accepted, fine = packed.tolist()
         if not fine:
             self._apart = self._apart_next = min(max(1, 2 * self._apart_next), MOST_APART)
             return None
         self._apart_next = 0
-        settled = tokens[: accepted + 1]
+        settled = settled[: accepted + 1]
         self._next_ids.extend(settled)
         self._final = len(self._next_ids)
-        return Verified(settled, Drafts(tokens[count + 1 :], candidates), logits_TV)
+        chain = _Chain()
+        chain.begin(packed[rows : rows + 1], *after)
+        if count == 1:
+            return Accepted(settled, Drafts([draft], chain.candidates(1)))
+        self._draft_on(chain, count, caches[0], rule)
+        return Accepted(settled, chain.drafts(count))
+
+    def _accept_graph(self, rule: DraftRule) -> Compiled:
+        kind: type[GreedyAccept] | type[SampledAccept] = SampledAccept if rule.temperature else GreedyAccept
+        if kind not in self._accepts:
+            by_row = {0: 0, 1: 0, 2: 1, **({5: 0, 6: 0, 8: 0} if rule.temperature else {})}
+            self._accepts[kind] = self._compile(kind(self.head), by_row)
+        return self._accepts[kind]
+
+    @functools.cached_property
+    def _no_candidates(self) -> tuple[Tensor, Tensor]:
+        size = min(CANDIDATES, self.head.vocab_size)
+        return (
+            torch.zeros(1, size, dtype=torch.int64, device=self.device),
+            torch.zeros(1, size, device=self.device),
+        )
 
     @torch.inference_mode()
     def prepare(self, rule: DraftRule) -> None:
-        """Ask for the graphs that answers by this rule will use first."""
+        """Ask for the graph that answers by this rule will use at every step."""
         if self.head.depth > 1 or (rule.temperature and not self._worth_fusing(rule)):
             return
-        candidates = min(CANDIDATES, int(self.head.embed.weight.shape[0]))  # type: ignore
-        for count in range(1, min(PREPARED, self.head.max_drafts) + 1):
-            args: list[Any] = [
-                torch.zeros(count + 2, dtype=torch.int64, device=self.device),
-                self._decoder.make_caches(2, self.device),  # type: ignore[operator]
-                self._window(2 * count + 1),
-            ]
-            if rule.temperature:
-                args += [
-                    torch.zeros(count, candidates, dtype=torch.int64, device=self.device),
-                    torch.zeros(count, candidates, device=self.device),
-                    self._numbers(rule),
-                    torch.zeros(2 * count + 1, dtype=torch.float64, device=self.device),
-                ]
-            kind = SampledStep if rule.temperature else GreedyStep
-            key = (kind.__name__, count)
-            self._steps[key] = self._compile(kind(self._decoder, self.head, count))
-            self._steps[key].prepare(*args)
+        args: list[Any] = [
+            self._zero_1,
+            torch.zeros(1, self.head.vocab_size, device=self.device),
+            self.head.embed(self._zero_1[None]),
+            self._zero_1,
+            self._window(2)[0],
+        ]
+        if rule.temperature:
+            uniform_1 = torch.zeros(1, dtype=torch.float64, device=self.device)
+            args += [*self._no_candidates, self._numbers(rule), uniform_1, uniform_1]
+        self._accept_graph(rule).prepare(*args)
 
     def _worth_fusing(self, rule: DraftRule) -> bool:
         """Whether shortlists are likely to hold all that may be drawn."""
@@ -212,18 +237,37 @@ class MTPSession:
             return False
         return rule.top_p < 1 or rule.min_p > 0 or 0 < rule.top_k < CANDIDATES
 
-    def _step(
-        self, kind: type[GreedyStep] | type[SampledStep], count: int, args: Sequence[Any], *, repeatable: bool
-    ) -> Compiled | None:
-        """None while its graph is being made: separate steps, whose graphs are shared, are quicker until then. But they
-        draw other random numbers, and a seed means a text whether compiled or not (`repeatable`)."""
-        key = (kind.__name__, count)
-        step = self._steps.get(key)
-        if step is None:
-            step = self._steps[key] = self._compile(kind(self._decoder, self.head, count))
-        if key not in self._running:
-            if step.ready(*args):
-                self._running.add(key)
-            elif kind is GreedyStep or not repeatable:
-                return None
-        return step
+
+class _Chain:
+    """Drafts one after another, and what the next one follows from."""
+
+    def __init__(self) -> None:
+        self.tokens: list[Tensor] = []
+        """int64 [1] each."""
+        self._ids: list[Tensor] = []
+        self._probs: list[Tensor] = []
+
+    def begin(self, token_1: Tensor, row_B1D: Tensor, next_B1: Tensor, *candidates_1C: Tensor) -> None:
+        """Take in a draft, the hidden state it came from, the position of the next, and what it was drawn from."""
+        self.tokens.append(token_1)
+        self.row_B1D, self.next_B1 = row_B1D, next_B1
+        if candidates_1C:
+            self._ids.append(candidates_1C[0])
+            self._probs.append(candidates_1C[1])
+
+    def add(self, results: tuple[Tensor, ...]) -> Tensor:
+        """Take in what a `Draft` has returned; the hidden states of all rows."""
+        token_1, row_B1D, next_B1, normed_BTD, *candidates_1C = results
+        self.begin(token_1, row_B1D, next_B1, *candidates_1C)
+        return normed_BTD
+
+    def candidates(self, count: int) -> tuple[Tensor, Tensor] | None:
+        """(ids [k, C], probabilities [k, C]) of the first `count`, None if they were certain."""
+        if not self._ids:
+            return None
+        if count == 1:
+            return self._ids[0], self._probs[0]
+        return torch.cat(self._ids[:count]), torch.cat(self._probs[:count])
+
+    def drafts(self, count: int) -> Drafts:
+        return Drafts(torch.cat(self.tokens[:count]).tolist(), self.candidates(count))

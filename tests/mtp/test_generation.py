@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from dsv3rt_mtp.graphs import SampledAccept
 from safetensors.torch import load_file, save_file
 
 from dsv3rt import runtime as dsv3rt_runtime
@@ -161,7 +162,7 @@ def test_text_drawn_with_drafts_has_the_models_distribution(
         drafted, accepted = drafted + result.drafted, accepted + result.accepted
     assert 0 < accepted < drafted
     session: Any = speculator.session
-    assert (("SampledStep", 2) in session._steps) == (params.top_p < 1 or params.top_k > 0)
+    assert (SampledAccept in session._accepts) == (params.top_p < 1 or params.top_k > 0)
     assert session._apart == 0
     statistic, freedom = chi_square(counts, expected)
     assert freedom >= 6 and statistic < freedom + 5 * (2 * freedom) ** 0.5

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from dsv3rt_mtp.graphs import draft_chain
+from dsv3rt_mtp.graphs import GreedyDraft
 from transformers import DeepseekV3ForCausalLM
 from transformers.cache_utils import MtpCache
 from transformers.modeling_layers import MtpModel
@@ -52,20 +52,18 @@ def test_draft_logits_are_those_of_transformers(
         mtp_cache=MtpCache(config=main.config.get_mtp_config()),
     )
 
-    mine: list[torch.Tensor] = []
-
-    def choose(d: int, logits_BV: torch.Tensor) -> torch.Tensor:
-        mine.append(logits_BV)
-        return logits_BV.argmax(-1)
-
     decoder, head = runtime.engine.decoder, runtime.head
     positions = torch.arange(len(ids))[None]
     hidden = decoder.hidden(torch.tensor([ids]), positions, decoder.make_caches(64, torch.device("cpu")))
-    caches = head.make_caches(64, torch.device("cpu"))
-    last = torch.tensor([len(ids) - 1])
-    drafts = draft_chain(head, after, head.norm(hidden), positions, last, caches, modules, choose)
+    normed, newest_1 = head.norm(hidden), torch.tensor([len(ids) - 1])
+    mine: list[torch.Tensor] = []
+    for depth, cache in enumerate(head.make_caches(64, torch.device("cpu"))):
+        rows = GreedyDraft(head, depth).rows(after, normed, positions, newest_1, cache)
+        normed = rows[3]
+        mine.append(rows[0])
+        after = torch.cat([after[:, 1:], rows[0].argmax(-1, keepdim=True)], dim=1)
     torch.testing.assert_close(torch.stack(mine, dim=1), logits, rtol=1e-4, atol=1e-4)
-    assert drafts.tolist() == tokens.tolist()
+    assert [int(logits_BV.argmax()) for logits_BV in mine] == tokens[0].tolist()
 
 
 @pytest.mark.parametrize("modules", [1, 2])

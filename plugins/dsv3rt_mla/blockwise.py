@@ -74,7 +74,6 @@ def _expanded(q_THQ: Tensor, read: Callable[[int, int], Tensor], start: int, wei
     return y_HTV.transpose(0, 1)
 
 
-@torch.library.custom_op("dsv3rt::mla_attend", mutates_args=("latents", "scales", "rope_keys"), device_types="cpu")
 def _attend(
     q: Tensor,
     kv: Tensor,
@@ -124,7 +123,6 @@ def _attend(
     return torch.stack(y).flatten(-2).contiguous()
 
 
-@_attend.register_fake
 def _fake_attend(
     q: Tensor,
     kv: Tensor,
@@ -144,6 +142,14 @@ def _fake_attend(
     interleaved: bool,
 ) -> Tensor:
     return q.new_empty((*q.shape[:2], kv_b.shape[0] - heads * nope))
+
+
+# not `torch.library.custom_op`: the first call of one imports torch's compiler, two seconds in the middle of an answer
+torch.library.define(
+    "dsv3rt::mla_attend", torch.library.infer_schema(_attend, mutates_args=("latents", "scales", "rope_keys"))
+)
+torch.library.impl("dsv3rt::mla_attend", "CPU", _attend)
+torch.library.register_fake("dsv3rt::mla_attend", _fake_attend)
 
 
 def attend(

@@ -183,14 +183,14 @@ def _call(offer: Offer, slot: str, site: Any) -> Any:
 
 
 class _Watched(Mapping[str, str]):
-    """A slot's options, which know what nobody has looked at."""
+    """A slot's options, which know what they were asked for."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self.unread = set(options)
+        self.asked: set[str] = set()
 
     def __getitem__(self, key: str) -> str:
-        self.unread.discard(key)
+        self.asked.add(key)
         return self._options[key]
 
     def __iter__(self) -> Iterator[str]:
@@ -264,9 +264,9 @@ def build(plan: AssemblyPlan, plugins: Plugins, observers: Sequence[RoutingObser
             )
             head = _call(offers["head"], "head", head_site)
     for slot, watched in options.items():
-        if watched.unread:
-            name = choices[slot].name
-            raise UsageError(f"--{slot} {name} has no option {min(watched.unread)!r}", fix="correct or drop it")
+        if unread := set(watched) - watched.asked:
+            known = f"known: {', '.join(sorted(watched.asked))}" if watched.asked else "it has none"
+            raise UsageError(f"--{slot} {choices[slot].name} has no option {min(unread)!r}", fix=known)
     return Assembled(decoder.eval(), head, quantization, plan)
 
 

@@ -215,7 +215,9 @@ class _Reader:
     def flag(self, key: str, default: bool) -> bool:
         value = self.take(key, default)
         if not isinstance(value, bool):
-            raise ConfigError(f"config.json: {key} = {value!r} is not true or false", fix="correct config.json")
+            raise ConfigError(
+                f"config.json: {self.where}{key} = {value!r} is not true or false", fix="correct config.json"
+            )
         return value
 
     def one_of(self, key: str, default: str | None, known: Collection[str]) -> str:
@@ -367,9 +369,8 @@ class _Reader:
             )
         if raw.get("scale_fmt") not in (None, "ue8m0"):
             raise ConfigError(f"config.json: scale_fmt {raw['scale_fmt']!r} is unknown", fix="known: ue8m0")
-        if not isinstance(raw.get("lm_head", False), bool):
-            raise ConfigError("config.json: quantization_config.lm_head is not a boolean", fix="true or false")
-        return BlockFP8(block[0], block[1], raw.get("scale_fmt"), raw.get("lm_head", False))
+        lm_head = _Reader(raw, "quantization_config.").flag("lm_head", False)
+        return BlockFP8(block[0], block[1], raw.get("scale_fmt"), lm_head)
 
     def check(self, config: ModelConfig) -> None:
         """Combinations that cannot be computed."""

@@ -182,11 +182,6 @@ class Compiled(Protocol):
         """Ask for the graph for such arguments, and run nothing."""
         ...
 
-    def ready(self, *args: Any) -> bool:
-        """Whether a call with such arguments would not run uncompiled for want of a graph that is being made. Asks for
-        it; waits for it if the user said so."""
-        ...
-
 
 class Compile(Protocol):
     """Compiles, if the user asked for that."""
@@ -254,8 +249,8 @@ class PredictionHead(Protocol):
     max_drafts: int
     """Most drafts it can usefully propose in one step."""
 
-    def start(self, capacity: int, device: torch.device, decoder: nn.Module, compile: Compile) -> DraftSession:
-        """A fresh session with room for `capacity` tokens, drafting for `decoder` (dsv3rt.model.decoder.Decoder)."""
+    def start(self, capacity: int, device: torch.device, compile: Compile) -> DraftSession:
+        """A fresh session with room for `capacity` tokens."""
         ...
 
 

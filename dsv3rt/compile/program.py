@@ -95,10 +95,6 @@ class Plain:
     def prepare(self, *args: Any) -> None:
         """There is nothing to ask for."""
 
-    def ready(self, *args: Any) -> bool:
-        """There is nothing to wait for."""
-        return True
-
 
 class Program:
     """Calls `module`, or rather the compiled graph that does the same, as soon as there is one."""
@@ -145,17 +141,9 @@ class Program:
 
     def prepare(self, *args: Any) -> None:
         """Ask for the graph for such arguments without calling it."""
-        self._is_ready(args, wait=False)
-
-    def ready(self, *args: Any) -> bool:
-        """False while the graph for such arguments is being made. Asks for it."""
-        return self._is_ready(args, wait=self.shared.wait)
-
-    def _is_ready(self, args: tuple[Any, ...], *, wait: bool) -> bool:
         signature, _ = self._take_apart(args, [])
-        if signature is None or signature in self._ready:
-            return True
-        return self._find(signature, args, wait=wait) is not None or self._asked.get(signature) is None
+        if signature is not None and signature not in self._ready:
+            self._find(signature, args, wait=False)
 
     def _take_apart(self, args: tuple[Any, ...], flat: list[Tensor]) -> tuple[tuple[Any, ...] | None, bool]:
         """Puts all tensors into `flat`. (Their shapes and dtypes, None if something is no tensor: a call without

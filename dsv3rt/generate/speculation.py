@@ -68,10 +68,9 @@ class Speculator:
     """One conversation's drafting: keeps the head's session in step with the tokens of `sequence`."""
 
     def __init__(self, head: PredictionHead, sequence: Sequence) -> None:
-        engine = sequence.engine
         self.sequence = sequence
         self.max_drafts = head.max_drafts
-        self.session: DraftSession = head.start(sequence.capacity, sequence.device, engine.decoder, engine.graph)
+        self.session: DraftSession = head.start(sequence.capacity, sequence.device, sequence.engine.graph)
         self.costs = Costs()
         self._auto = AutoCount(head.max_drafts, self.costs)
         self._tail: tuple[Tensor, int] | None = None
@@ -178,12 +177,7 @@ class Speculator:
 
 
 def _rule(params: SamplingParams) -> DraftRule:
-    return DraftRule(
-        0.0 if params.greedy else params.temperature,
-        params.top_k,
-        params.top_p,
-        params.min_p,
-    )
+    return DraftRule(0.0 if params.greedy else params.temperature, params.top_k, params.top_p, params.min_p)
 
 
 def _cut(drafts: Drafts, count: int) -> Drafts:

@@ -96,8 +96,8 @@ class GreedyDraft(_Graph):
         self, ids_BT: Tensor, normed_BTD: Tensor, positions_BT: Tensor, newest_1: Tensor, cache: Cache
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(draft int64 [B], and of `rows` all but the logits)."""
-        logits_BV, *after = self.rows(ids_BT, normed_BTD, positions_BT, newest_1, cache)
-        return logits_BV.argmax(-1), after[0], after[1], after[2]
+        logits_BV, row_B1D, next_B1, normed_BTD = self.rows(ids_BT, normed_BTD, positions_BT, newest_1, cache)
+        return logits_BV.argmax(-1), row_B1D, next_B1, normed_BTD
 
 
 class SampledDraft(_Graph):
@@ -115,9 +115,9 @@ class SampledDraft(_Graph):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """(as `GreedyDraft`, then what the draft was drawn from: ids [B, C], probabilities [B, C]). rule_4: see
         `shortlist`; uniform_1: a random number in [0, 1)."""
-        logits_BV, *after = self.rows(ids_BT, normed_BTD, positions_BT, newest_1, cache)
+        logits_BV, row_B1D, next_B1, normed_BTD = self.rows(ids_BT, normed_BTD, positions_BT, newest_1, cache)
         draft_B, ids_BC, probs_BC = draw_draft(logits_BV, rule_4, uniform_1)
-        return draft_B, after[0], after[1], after[2], ids_BC, probs_BC
+        return draft_B, row_B1D, next_B1, normed_BTD, ids_BC, probs_BC
 
 
 class _Accept(_Graph):

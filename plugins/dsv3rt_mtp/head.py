@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from dsv3rt.errors import CheckpointError, UsageError
 from dsv3rt.interfaces import Cache, Compile, HeadSite
 from dsv3rt.model.norm import RMSNorm
-from dsv3rt_mtp.session import MTPSession
+from dsv3rt_mtp.session import MOST_ROWS, MTPSession
 
 DEFAULT_MAX_DRAFTS = 4
-MOST_DRAFTS = 15
-"""One less than the rows whose products are bitwise independent of each other (see `Quantization`)."""
+MOST_DRAFTS = MOST_ROWS - 1
+"""So that a step's rows fit one graph, and products are bitwise independent of each other (see `Quantization`)."""
 
 
 def make_module(site: HeadSite, layer: int) -> nn.Module:
@@ -111,15 +111,12 @@ class MTPHead(nn.Module):
     def cache_bytes_per_token(self) -> int:
         return sum(int(self.module(d).self_attn.cache_bytes_per_token) for d in range(self.depth))  # type: ignore[union-attr, arg-type, misc]
 
-    def start(self, capacity: int, device: torch.device, decoder: nn.Module, compile: Compile) -> MTPSession:
+    def start(self, capacity: int, device: torch.device, compile: Compile) -> MTPSession:
         return MTPSession(self, capacity, device, compile)
 
 
 def _max_drafts(site: HeadSite, depth: int) -> int:
-    options = dict(site.site.options)
-    text = options.pop("max_drafts", str(max(DEFAULT_MAX_DRAFTS, depth)))
-    if options:
-        raise UsageError(f"--head mtp has no option {min(options)!r}", fix="known: max_drafts")
+    text = site.site.options.get("max_drafts", str(max(DEFAULT_MAX_DRAFTS, depth)))
     if not text.isdigit() or not 1 <= int(text) <= MOST_DRAFTS:
         raise UsageError(f"--head mtp:max_drafts={text} is out of range", fix=f"give a number from 1 to {MOST_DRAFTS}")
     return int(text)

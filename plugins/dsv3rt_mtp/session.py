@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 CATCH_UP = 512
 """Rows waiting at most; more are passed through the modules in batches of this size."""
 MOST_ROWS = 16
-"""Rows that a graph takes."""
+"""Rows that a graph takes (see `interfaces.Compile`)."""
 COMPILE_AFTER = 8
 """Uses of a graph, but those that every conversation begins with, after which it is compiled."""
 MOST_APART = 32
@@ -160,7 +160,7 @@ class MTPSession:
     ) -> Accepted | None:
         rows = len(drafts.token_ids) + 1
         ready = self._final == len(self._next_ids) == position
-        if self.head.depth > 1 or rows > MOST_ROWS or not ready:
+        if self.head.depth > 1 or not ready:
             return None
         caches = self._window(position + rows + count)
         args: list[Any] = [

@@ -22,15 +22,12 @@ class NgramHead(nn.Module):
 
     def __init__(self, site: HeadSite) -> None:
         super().__init__()
-        given = dict(site.site.options)
-        values = {name: _number(name, given.pop(name, None)) for name in LIMITS}
-        if given:
-            raise UsageError(f"--head ngram has no option {min(given)!r}", fix=f"known: {', '.join(LIMITS)}")
+        values = {name: _number(name, site.site.options.get(name)) for name in LIMITS}
         self.longest, self.shortest, self.max_drafts = values["longest"], values["shortest"], values["max_drafts"]
         if self.shortest > self.longest:
             raise UsageError("--head ngram: shortest is above longest", fix="give shortest <= longest")
 
-    def start(self, capacity: int, device: torch.device, decoder: nn.Module, compile: Compile) -> NgramSession:
+    def start(self, capacity: int, device: torch.device, compile: Compile) -> NgramSession:
         return NgramSession(self.shortest, self.longest)
 
 

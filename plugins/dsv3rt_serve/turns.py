@@ -19,7 +19,6 @@ from dsv3rt_serve.requests import RequestError
 if TYPE_CHECKING:
     from dsv3rt.runtime import Stream
 
-STOPPING = RequestError("the server is stopping", status=503)
 Event = Chunk | Generation | BaseException | None
 """None once it has begun, then pieces, and the finished answer after the last one; or what went wrong."""
 
@@ -83,7 +82,7 @@ class Turns:
     def add(self, job: Job) -> None:
         with self._changed:
             if self._closed:
-                job.deliver(STOPPING)
+                job.deliver(_stopping())
                 return
             self._waiting.append(job)
             self._changed.notify()
@@ -112,9 +111,9 @@ class Turns:
                     self._open.popleft()
         for job, stream in self._open:
             stream.close()
-            job.deliver(STOPPING)
+            job.deliver(_stopping())
         for job in self._waiting:
-            job.deliver(STOPPING)
+            job.deliver(_stopping())
 
     def _begin(self, job: Job) -> None:
         if job.cancelled:
@@ -137,3 +136,7 @@ class Turns:
             return False
         job.deliver(stream.generation if chunk is None else chunk)
         return chunk is not None
+
+
+def _stopping() -> RequestError:
+    return RequestError("the server is stopping", status=503)

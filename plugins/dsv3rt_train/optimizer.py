@@ -20,7 +20,8 @@ def orthogonalise(g: Tensor, steps: int = 5) -> Tensor:
     """[..., m, n] -> roughly U V^T of each matrix's singular value decomposition (quintic Newton-Schulz)."""
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = g.shape[-2] > g.shape[-1]
-    x = (g.mT if tall else g).flatten(0, -3) if g.dim() > 2 else (g.mT if tall else g)[None]
+    x = g.mT if tall else g
+    x = x.reshape(-1, *x.shape[-2:])
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT

@@ -49,7 +49,7 @@ class MarkovHead:
     def __init__(self, table_VV: Tensor, max_drafts: int = 4, *, certain: bool = False, flaws: bool = False) -> None:
         self.table_VV, self.max_drafts, self.certain, self.flaws = table_VV, max_drafts, certain, flaws
 
-    def start(self, capacity: int, device: torch.device, decoder: Any, compile: Any) -> MarkovSession:
+    def start(self, capacity: int, device: torch.device, compile: Any) -> MarkovSession:
         return MarkovSession(self)
 
 

@@ -75,7 +75,7 @@ def test_drafts_keep_equal_while_a_session_goes_on(
     runtime = make_runtime(modules=modules, vocab_size=16)
     main, mtp = reference(runtime.folder, runtime.config.num_hidden_layers, modules)
     decoder, head = runtime.engine.decoder, runtime.head
-    session = head.start(128, torch.device("cpu"), decoder, runtime.engine.graph)
+    session = head.start(128, torch.device("cpu"), runtime.engine.graph)
     generator = torch.Generator().manual_seed(0)
     text = torch.randint(0, 16, (60,), generator=generator).tolist()
     hidden_TD = decoder.hidden(torch.tensor([text]), torch.arange(len(text))[None])[0]

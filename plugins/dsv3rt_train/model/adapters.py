@@ -77,9 +77,8 @@ class LoraQuantization:
     """`lora:dir=FOLDER[,base=NAME]`: the storage format NAME (default: the checkpoint's own) with an adapter added."""
 
     def __init__(self, site: Site) -> None:
-        options = dict(site.options)
-        folder, base = options.pop("dir", ""), options.pop("base", "")
-        if not folder or options:
+        folder, base = site.options.get("dir", ""), site.options.get("base", "")
+        if not folder:
             raise UsageError("quantization lora needs dir=FOLDER", fix="write lora:dir=FOLDER[,base=NAME]")
         name = base or ("fp8_block" if site.config.quantization else "dense")
         inner = Site(site.config, site.layer, site.prefix, site.quantization, site.dtype, site.cache_dtype, site.device)

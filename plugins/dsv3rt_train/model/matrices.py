@@ -58,10 +58,9 @@ class TrainQuantization:
     name = "train"
 
     def __init__(self, site: Site) -> None:
-        options = dict(site.options)
-        kind, rank = options.pop("numerics", "float32"), options.pop("lora", "")
-        alpha, targets = options.pop("alpha", "16"), options.pop("targets", "")
-        if kind not in ("float32", "fp8") or options:
+        kind, rank = site.options.get("numerics", "float32"), site.options.get("lora", "")
+        alpha, targets = site.options.get("alpha", "16"), site.options.get("targets", "")
+        if kind not in ("float32", "fp8"):
             raise UsageError(f"quantization train does not know {dict(site.options)}", fix="numerics=float32 or fp8")
         self.numerics = Numerics(fp8=kind == "fp8")
         self.lora: LoraSettings | None = None

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 import dsv3rt
+from dsv3rt import cache_folder
 from dsv3rt.compile.engine import Engine
 from dsv3rt.generate.sequence import Sequence
-from dsv3rt.native.build import cache_folder
 from dsv3rt.testing.presets import preset
 from dsv3rt.testing.synth import random_checkpoint
 
@@ -53,7 +53,7 @@ def test_a_start(benchmark: Any, tmp_path: Path, model: str) -> None:
     if model != "bundled":
         checkpoint = random_checkpoint(tmp_path / "model", preset("tiny", layers=27))
     (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "kernels").symlink_to(cache_folder())
+    (tmp_path / "cache" / "kernels").symlink_to(cache_folder.root() / "kernels")
     environment = {**os.environ, "DSV3RT_CACHE": str(tmp_path / "cache")}
 
     def start() -> dict[str, Any]:

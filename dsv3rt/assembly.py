@@ -262,7 +262,7 @@ def build(plan: AssemblyPlan, plugins: Plugins, observers: Sequence[RoutingObser
                 norm=decoder.model.norm,
                 make_block=make_block,
             )
-            head = _call(offers["head"], "head", head_site)
+            head = _call(offers["head"], "head", head_site).eval()
     for slot, watched in options.items():
         if unread := set(watched) - watched.asked:
             known = f"known: {', '.join(sorted(watched.asked))}" if watched.asked else "it has none"

@@ -15,18 +15,22 @@ from dsv3rt.cli.output import emit_json, json_option, size
 def command(action: str, as_json: bool) -> None:
     """List or clear the compiled graphs that make the next start quick.
 
-    They are kept in $DSV3RT_CACHE/graphs, else $XDG_CACHE_HOME/dsv3rt/graphs, else ~/.cache/dsv3rt/graphs. That folder
-    may be removed at any time; what is needed is made again.
+    They are kept in $DSV3RT_CACHE/graphs, else $XDG_CACHE_HOME/dsv3rt/graphs, else ~/.cache/dsv3rt/graphs, and what
+    their compiler needs in `common` beside it. These folders may be removed at any time; what is needed is made again.
 
     \b
     dsv3rt cache list
     dsv3rt cache clear
     """
-    from dsv3rt.compile.store import GraphStore
+    import shutil
+
+    from dsv3rt import cache_folder
+    from dsv3rt.compile.store import COMMON, GraphStore
 
     store = GraphStore()
     if action == "clear":
         count, total = store.clear()
+        shutil.rmtree(cache_folder.root() / COMMON, ignore_errors=True)
         if as_json:
             emit_json({"folder": str(store.folder), "removed": count, "bytes": total})
         else:

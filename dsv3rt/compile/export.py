@@ -28,9 +28,11 @@ _TYPICAL_CAPACITY = 4096
 _C_TYPES = {"Tensor": "AtenTensorHandle", "int": "int64_t", "SymInt": "int64_t", "float": "double", "bool": "int32_t"}
 
 
-def build_package(module: nn.Module, spec: GraphSpec, threads: int, folder: Path, common: Path) -> Mapping[str, Any]:
-    """Compile `module` for `spec` into `folder`; returns what is to be recorded with it. `common`: a folder that keeps
-    what graphs have in common.
+def build_package(
+    module: nn.Module, spec: GraphSpec, threads: int, folder: Path, scratch: Path, common: Path
+) -> Mapping[str, Any]:
+    """Compile `module` for `spec` into `folder`; returns what is to be recorded with it. `scratch`: for what comes up
+    on the way; `common`: keeps what graphs have in common.
 
     Raises whatever torch raises when the module cannot be a whole graph.
     """
@@ -42,8 +44,8 @@ def build_package(module: nn.Module, spec: GraphSpec, threads: int, folder: Path
     with warnings.catch_warnings(), torch.no_grad(), shape_options.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         warnings.simplefilter("ignore")
         exported = torch.export.export(module, args, dynamic_shapes=shapes, strict=False)
-        archive = folder.parent / f"{folder.name}.pt2"
-        with compiled_once(common):
+        archive = scratch / "graph.pt2"
+        with compiled_once(common, scratch):
             torch._inductor.aoti_compile_and_package(
                 exported, package_path=str(archive), inductor_configs=_options(threads if spec.many_tokens else 1)
             )

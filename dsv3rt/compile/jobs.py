@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import pickle
 import struct
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
@@ -26,9 +29,11 @@ class Job:
     """Threads that will run the graph."""
     folder: Path
     limit_bytes: int
+    common: Path
+    """Keeps what graphs have in common, see boilerplate.py."""
 
-    def run(self) -> None:
-        """Make the entry, unless another process has made it meanwhile."""
+    def run(self, scratch: Path) -> None:
+        """Make the entry, unless another process has made it meanwhile. `scratch`: an empty folder."""
         store = GraphStore(self.folder, self.limit_bytes)
         with store.only_builder(self.key):
             if store.find(self.key) is not None:
@@ -36,11 +41,38 @@ class Job:
             from dsv3rt.compile.export import build_package
             from dsv3rt.compile.transport import unpack
 
-            with store.building() as scratch:
-                files = scratch / "files"
+            with store.building() as building:
+                files = building / "files"
                 files.mkdir()
-                info = build_package(unpack(self.module), self.spec, self.threads, files, store.folder)
+                info = build_package(unpack(self.module), self.spec, self.threads, files, scratch, self.common)
                 store.add(self.key, files, info)
+
+
+_NO_ROOM = (*(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)), "File size limit exceeded")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of a job, as one line of JSON."""
+
+    key: str
+    seconds: float
+    error: str | None = None
+    """In one line, why there is no graph."""
+    refused: bool = False
+    """The compiler does not take the module for such arguments: for others it might."""
+
+    @property
+    def no_room(self) -> str | None:
+        """What the error says about a disk that is full, in its own words or a compiler's: all else will fail too."""
+        return next((words for words in _NO_ROOM if self.error and words in self.error), None)
+
+    def line(self) -> bytes:
+        return json.dumps(asdict(self)).encode() + b"\n"
+
+    @classmethod
+    def read(cls, line: bytes) -> Answer:
+        return cls(**json.loads(line))
 
 
 def send(job: Job, stream: IO[bytes]) -> None:

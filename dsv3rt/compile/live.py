@@ -44,6 +44,7 @@ class LiveCompiler:
                     compiled(*trial)
             except Exception as error:
                 ticket.error = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+                ticket.refused = True
                 log.warning("a part of the model stays uncompiled: %s", ticket.error)
             else:
                 ticket.live = lambda flat: compiled(*unflatten(spec.args, iter(flat)))

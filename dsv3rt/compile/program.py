@@ -211,22 +211,25 @@ class Program:
             if self.shared.covered:
                 return None
             self._asked[signature] = self._ask(args)
-        wanted = self._asked[signature]
-        if wanted is None:
-            return None
-        if wait:
-            wanted.ticket.done.wait()
-        elif not wanted.ticket.done.is_set():
-            return None
-        call = self._load(wanted.ticket, wanted.spec)
-        if call is None:
-            self._asked[signature] = None
-            if wanted.ticket.error is not None and any(name == "T" for name, _, _ in wanted.spec.ranges):
-                self.token_dims = {}  # it depends on the number of tokens after all: one graph for each
-                self._asked[signature] = self._ask(args)
-        else:
-            self._ready[signature] = call
-        return call
+        while (wanted := self._asked[signature]) is not None:
+            if wait:
+                wanted.ticket.done.wait()
+            elif not wanted.ticket.done.is_set():
+                return None
+            if (call := self._load(wanted.ticket)) is not None:
+                self._ready[signature] = call
+                return call
+            self._asked[signature] = self._ask_instead(wanted, args)
+        return None
+
+    def _ask_instead(self, wanted: _Wanted, args: tuple[Any, ...]) -> _Wanted | None:
+        """After a graph that came to nothing."""
+        if wanted.ticket.dropped:
+            return self._ask(args)
+        if wanted.ticket.refused and any(name == "T" for name, _, _ in wanted.spec.ranges):
+            self.token_dims = {}  # it depends on the number of tokens after all: one graph for each
+            return self._ask(args)
+        return None
 
     def _ask(self, args: tuple[Any, ...]) -> _Wanted | None:
         spec = spec_of(args, self.token_dims)
@@ -262,7 +265,7 @@ class Program:
 
         return call
 
-    def _load(self, ticket: Ticket, spec: GraphSpec) -> Call | None:
+    def _load(self, ticket: Ticket) -> Call | None:
         if ticket.live is not None:
             return self._watched(ticket.live)
         if ticket.entry is None:
@@ -271,8 +274,7 @@ class Program:
             try:
                 self._loaded[ticket.key] = load_package(ticket.entry, self.module)
             except PackageError as error:
-                log.warning("discarded a compiled graph that does not fit, running uncompiled: %s", error)
-                self.shared.compiler.store.discard(ticket.key)
+                self.shared.compiler.drop(ticket, str(error))
                 return None
             self.shared.counters.graphs.add(ticket.key)
         return self._loaded[ticket.key]

@@ -5,10 +5,11 @@ Nothing here waits unless asked to, and nothing of the compiler is imported into
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import heapq
 import itertools
-import json
 import logging
 import os
 import signal
@@ -23,9 +24,10 @@ from typing import Any
 
 from torch import Tensor
 
-from dsv3rt.compile.jobs import Job, send
+from dsv3rt import cache_folder
+from dsv3rt.compile.jobs import Answer, Job, send
 from dsv3rt.compile.spec import GraphSpec
-from dsv3rt.compile.store import Entry, GraphStore
+from dsv3rt.compile.store import COMMON, Entry, GraphStore
 
 log = logging.getLogger("dsv3rt.compile")
 
@@ -40,6 +42,10 @@ class Ticket:
     """The graph, once there."""
     error: str | None = None
     """Why there will be none."""
+    refused: bool = False
+    """The compiler does not take the module for such arguments: for others it might."""
+    dropped: bool = False
+    """It was of no use; asking again gives another ticket."""
     live: Callable[[list[Tensor]], Any] | None = None
     """The graph itself, when it was compiled in this process and is in no store."""
     seconds: float = 0.0
@@ -54,6 +60,7 @@ class Compiler:
         self.threads = threads
         self.jobs = jobs
         self._tickets: dict[str, Ticket] = {}
+        self._dropped: set[str] = set()
         self._queue: list[tuple[int, int, Job]] = []
         self._order = itertools.count()
         self._running = 0
@@ -77,21 +84,41 @@ class Compiler:
             ticket.done.set()
             with self._lock:
                 return self._tickets.setdefault(key, ticket)
-        job = Job(key, pack(), spec, self.threads, self.store.folder, self.store.limit_bytes)
+        if self._closed:
+            ticket.error = "compiling has stopped"
+            ticket.done.set()
+            return ticket
+        folder, common = self._made.folder, cache_folder.writable(cache_folder.root() / COMMON)
+        job = Job(key, pack(), spec, self.threads, folder, self.store.limit_bytes, common)
         with self._lock:
             if key in self._tickets:
                 return self._tickets[key]
             self._tickets[key] = ticket
-            if self._closed:
-                ticket.error = "compiling has stopped"
-                ticket.done.set()
-                return ticket
             heapq.heappush(self._queue, (urgency, next(self._order), job))
             if self.started is None:
                 self.started = time.perf_counter()
                 threading.Thread(target=self._feed, daemon=True).start()
             self._changed.notify_all()
         return ticket
+
+    def drop(self, ticket: Ticket, reason: str) -> None:
+        """The graph does not load: it is discarded, with one line, and made again once if it is asked for again."""
+        with self._lock:
+            if self._tickets.get(ticket.key) is not ticket:
+                return
+            again = ticket.key not in self._dropped
+            self._dropped.add(ticket.key)
+            ticket.entry, ticket.dropped = None, again
+            if again:
+                del self._tickets[ticket.key]
+        log.warning("discarded a compiled graph, %s: %s", "it is made again" if again else "not to be had", reason)
+        self.store.discard(ticket.key)
+        self._made.discard(ticket.key)
+
+    @functools.cached_property
+    def _made(self) -> GraphStore:
+        """Where new graphs go."""
+        return self.store.to_write()
 
     @property
     def idle(self) -> bool:
@@ -111,10 +138,8 @@ class Compiler:
             self._queue.clear()
             self._changed.notify_all()
             process = self._process
-        if process is not None and process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-            process.wait()
+        if process is not None:
+            _end(process)
         self._give_up("stopped")
 
     def _feed(self) -> None:
@@ -143,9 +168,12 @@ class Compiler:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if debug else subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": paths},
+            # a compiler's complaints are read by `Answer.no_room`
+            env={**os.environ, **cache_folder.for_side_process(), "PYTHONPATH": paths, "LC_ALL": "C.UTF-8"},
             start_new_session=True,  # Ctrl-C ends the answer, not the compiling
         )
+        if cache_folder.stands_in():
+            atexit.register(_end, process)  # what it makes is for nobody else
         with self._lock:
             self._process = process
         threading.Thread(target=self._listen, args=(process,), daemon=True).start()
@@ -155,18 +183,22 @@ class Compiler:
         """Thread: take the answers."""
         assert process.stdout is not None
         for line in process.stdout:
-            answer = json.loads(line)
-            self._settle(self._tickets[answer["key"]], answer["seconds"], answer["error"])
+            answer = Answer.read(line)
+            if answer.no_room is not None:
+                self._give_up(f"{answer.no_room} ({self._made.folder})")
+                _end(process)
+                return
+            self._settle(self._tickets[answer.key], answer)
             with self._lock:
                 self._running -= 1
                 self._changed.notify_all()
         self._give_up("the compiling process died")
 
-    def _settle(self, ticket: Ticket, seconds: float, error: str | None) -> None:
-        ticket.seconds = seconds
-        ticket.entry = self.store.find(ticket.key) if error is None else None
+    def _settle(self, ticket: Ticket, answer: Answer) -> None:
+        ticket.seconds, ticket.refused = answer.seconds, answer.refused
+        ticket.entry = self._made.find(ticket.key) if answer.error is None else None
         if ticket.entry is None:
-            ticket.error = error or "the graph is gone from the store"
+            ticket.error = answer.error or "the graph is gone from the store"
             # the parts of a model fail for the same reason: one line is enough
             log.log(logging.INFO if self._complained else logging.WARNING, "not compiled: %s", ticket.error[:300])
             self._complained = True
@@ -185,3 +217,11 @@ class Compiler:
         for ticket in waiting:
             ticket.error = reason
             ticket.done.set()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """The side process and all it has started; its temporary files go with it."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait()

@@ -15,17 +15,20 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dsv3rt import cache_folder
+
 log = logging.getLogger("dsv3rt.compile")
 
 DEFAULT_LIMIT_BYTES = 1 << 30
 ENTRY = "entry.json"
+GRAPHS, COMMON = "graphs", "common"
+"""Subfolders of the cache folder: the store, and what graphs have in common (see boilerplate.py)."""
 _BUILDING, _REMOVING, _LOCK = ".building-", ".removing-", ".lock-"
 _STALE_S = 3600
 
@@ -43,20 +46,17 @@ class Entry:
     """Seconds since the epoch."""
 
 
-def default_folder() -> Path:
-    """$DSV3RT_CACHE/graphs, $XDG_CACHE_HOME/dsv3rt/graphs or ~/.cache/dsv3rt/graphs."""
-    if own := os.environ.get("DSV3RT_CACHE"):
-        return Path(own) / "graphs"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "dsv3rt" / "graphs"
-
-
 class GraphStore:
     """The entries in one folder, at most `limit_bytes` of them: those unused for longest go first."""
 
     def __init__(self, folder: Path | None = None, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
-        self.folder = folder or default_folder()
+        self.folder = folder or cache_folder.root() / GRAPHS
         self.limit_bytes = limit_bytes
+
+    def to_write(self) -> GraphStore:
+        """This store; or a private one, after one line, where it cannot be written."""
+        folder = cache_folder.writable(self.folder)
+        return self if folder == self.folder else GraphStore(folder, self.limit_bytes)
 
     def find(self, key: str) -> Entry | None:
         """The entry, checked and marked as used just now. A damaged one is discarded with one line."""
@@ -88,20 +88,18 @@ class GraphStore:
         entries = self.entries()
         for entry in entries:
             self.discard(entry.key)
+        cache_folder.sweep(self.folder, _BUILDING, _REMOVING)
         for path in _listed(self.folder, hidden=True):
-            if not path.name.startswith(_LOCK):
-                shutil.rmtree(path, ignore_errors=True)
+            if not path.is_dir() and not path.name.startswith(_LOCK):  # what earlier versions kept here
+                path.unlink(missing_ok=True)
         return len(entries), sum(entry.bytes for entry in entries)
 
     @contextlib.contextmanager
     def building(self) -> Iterator[Path]:
         """A scratch folder in the store, removed afterwards."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path = Path(tempfile.mkdtemp(prefix=f"{_BUILDING}{os.getpid()}-", dir=self.folder))
-        try:
-            yield path
-        finally:
-            shutil.rmtree(path, ignore_errors=True)
+        with cache_folder.scratch(_BUILDING, self.folder) as path:
+            yield Path(path)
 
     @contextlib.contextmanager
     def only_builder(self, key: str) -> Iterator[None]:
@@ -130,11 +128,9 @@ class GraphStore:
 
     def sweep(self, keep: str = "") -> None:
         """Remove what dead processes left, and the entries that are over the limit; never `keep`."""
+        cache_folder.sweep(self.folder, _BUILDING, _REMOVING)
         for path in _listed(self.folder, hidden=True):
-            owner = path.name.removeprefix(_BUILDING).removeprefix(_REMOVING).partition("-")[0]
-            if path.is_dir() and owner.isdigit() and not _alive(int(owner)):
-                shutil.rmtree(path, ignore_errors=True)
-            elif path.name.startswith(_LOCK) and _age(path) > _STALE_S:
+            if path.name.startswith(_LOCK) and _age(path) > _STALE_S:
                 path.unlink(missing_ok=True)
         total = 0
         for entry in self.entries():
@@ -176,10 +172,7 @@ def _digest(path: Path) -> str:
 
 
 def _listed(folder: Path, *, hidden: bool = False) -> list[Path]:
-    try:
-        return [path for path in folder.iterdir() if path.name.startswith(".") == hidden]
-    except OSError:
-        return []
+    return [path for path in cache_folder.listed(folder) if path.name.startswith(".") == hidden]
 
 
 def _age(path: Path) -> float:
@@ -187,13 +180,3 @@ def _age(path: Path) -> float:
         return time.time() - path.stat().st_mtime
     except OSError:
         return 0.0
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

@@ -9,52 +9,59 @@ ends early still leaves its graph for the next start; then the process ends.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import sys
 import tempfile
 import time
+from pathlib import Path
 
-from dsv3rt.compile.jobs import Job, receive
+from dsv3rt import cache_folder
+from dsv3rt.compile.jobs import Answer, Job, receive
 
 NICENESS = 10
+_SCRATCH = "dsv3rt-compile-"
 
 
-def _answer(out: int, key: str, seconds: float, error: str | None) -> None:
-    line = json.dumps({"key": key, "seconds": round(seconds, 3), "error": error and error[:2000]}) + "\n"
+def _answer(out: int, answer: Answer) -> None:
     with contextlib.suppress(BrokenPipeError):  # nobody listens any more; the entry is in the store all the same
-        os.write(out, line.encode())
+        os.write(out, answer.line())
 
 
-def _run_forked(job: Job, out: int) -> int:
+def _run_forked(job: Job, out: int, scratch: Path) -> int:
     """Run `job` in a child; its process id."""
     started = time.perf_counter()
     pid = os.fork()
     if pid:
         return pid
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number in (signal.SIGCHLD, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
-    error: str | None = None
+    error, refused = None, False
     try:
-        job.run()
+        # jobs must not share generated files: those of two modules may have the same name
+        own = tempfile.tempdir = tempfile.mkdtemp(dir=scratch)
+        os.environ.update(TMPDIR=own, TORCHINDUCTOR_CACHE_DIR=f"{own}/inductor")
+        job.run(Path(own))
     except BaseException as caught:
-        error = " ".join(f"{type(caught).__name__}: {caught}".split())
-    _answer(out, job.key, time.perf_counter() - started, error)
+        error = " ".join(f"{type(caught).__name__}: {caught}".split())[-2000:]
+        refused = not isinstance(caught, OSError)
+    _answer(out, Answer(job.key, round(time.perf_counter() - started, 3), error, refused))
     os._exit(0)
 
 
 class _Children:
     """The processes at work. One that ends without having answered is answered for."""
 
-    def __init__(self, out: int) -> None:
+    def __init__(self, out: int, scratch: Path) -> None:
         self.out = out
+        self.scratch = scratch
         self.running: dict[int, str] = {}
         signal.signal(signal.SIGCHLD, lambda number, frame: self.reap(os.WNOHANG))
 
     def start(self, job: Job) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # it must be listed before it can end
-        pid = _run_forked(job, self.out)
+        pid = _run_forked(job, self.out, self.scratch)
         self.running[pid] = job.key
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
 
@@ -66,7 +73,7 @@ class _Children:
             key = self.running.pop(pid, None)
             if key is not None and status:
                 reason = f"the compiler ended with status {os.waitstatus_to_exitcode(status)}"
-                _answer(self.out, key, 0.0, reason)
+                _answer(self.out, Answer(key, 0.0, reason))
 
     def wait(self) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -78,11 +85,12 @@ def main() -> None:
     os.nice(NICENESS)
     out = os.dup(1)
     os.dup2(2, 1)  # what compilers print must not mix with the answers
-    with tempfile.TemporaryDirectory(prefix="dsv3rt-compile-", ignore_cleanup_errors=True) as scratch:
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit())  # which removes what is temporary
+    cache_folder.sweep(Path(tempfile.gettempdir()), _SCRATCH)
+    with cache_folder.scratch(_SCRATCH) as scratch:
         os.environ.update(
             OMP_NUM_THREADS="1",
             TORCHINDUCTOR_COMPILE_THREADS="1",
-            TORCHINDUCTOR_CACHE_DIR=scratch,
             # what instructions there are, the processor says; trying each with a program of its own takes 8 s
             TORCHINDUCTOR_VEC_ISA_OK="1",
         )
@@ -91,7 +99,7 @@ def main() -> None:
         import torch.export
 
         torch.set_num_threads(1)
-        children = _Children(out)
+        children = _Children(out, Path(scratch))
         while (job := receive(sys.stdin.buffer)) is not None:
             children.start(job)
         children.wait()

@@ -4,9 +4,8 @@ Imports neither torch nor anything heavy, so that an installer may call it.
 
 A folder of sources is one library. Every `*.cpp` is compiled once; every `*.simd.cpp` once per instruction set
 (`VARIANTS`), with the flags and the macro of that set. The file is keyed by the sources, the compiler and the flags,
-written under a temporary name and renamed, so two processes may build at once. Where: `$DSV3RT_CACHE/kernels`, or
-`$XDG_CACHE_HOME/dsv3rt/kernels`, or `~/.cache/dsv3rt/kernels`; a library built at install time lies beside its sources
-in `prebuilt/`.
+written under a temporary name and renamed, so two processes may build at once. Where: in `kernels` of the cache folder
+(see cache_folder.py); a library built at install time lies beside its sources in `prebuilt/`.
 """
 
 from __future__ import annotations
@@ -23,6 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 HEADERS = Path(__file__).parent
+KERNELS = "kernels"
+"""The subfolder of the cache folder."""
+_BUILDING = ".build-"
 VARIANTS = ("portable", "avx2", "avx512", "avx512vbmi")
 """Instruction sets, weakest first. The order is that of dsv3rt_variants.h."""
 
@@ -65,14 +67,6 @@ def find_compiler() -> str | None:
     return next((path for name in (named, "g++", "clang++", "c++") if name and (path := shutil.which(name))), None)
 
 
-def cache_folder() -> Path:
-    """Where built libraries are kept."""
-    if own := os.environ.get("DSV3RT_CACHE"):
-        return Path(own) / "kernels"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "dsv3rt" / "kernels"
-
-
 def _source_key(source: NativeSource) -> str:
     digest = hashlib.sha256()
     for path in sorted([*source.folder.glob("*.cpp"), *source.folder.glob("*.h"), *HEADERS.glob("*.h")]):
@@ -96,11 +90,17 @@ def find_or_build(source: NativeSource) -> Path:
     compiler = find_compiler()
     if compiler is None:
         raise BuildError("no C++ compiler (g++, clang++ or c++) on PATH")
+    from dsv3rt import cache_folder  # an installer, which has only this file, builds elsewhere
+
     identity = hashlib.sha256(os.path.realpath(compiler).encode()).hexdigest()[:6]
-    target = cache_folder() / f"{source.name}-{_source_key(source)}-{identity}.so"
-    if not target.exists():
-        build(source, target, compiler)
-    return target
+    name = f"{source.name}-{_source_key(source)}-{identity}.so"
+    for folder in cache_folder.places(KERNELS):
+        if (folder / name).exists():
+            return folder / name
+    folder = cache_folder.writable(cache_folder.root() / KERNELS)
+    cache_folder.sweep(folder, _BUILDING)
+    build(source, folder / name, compiler)
+    return folder / name
 
 
 def build(source: NativeSource, target: Path, compiler: str) -> None:
@@ -109,7 +109,7 @@ def build(source: NativeSource, target: Path, compiler: str) -> None:
     objects: list[str] = []
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as scratch:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{_BUILDING}{os.getpid()}-") as scratch:
             for path in source.files():
                 simd = path.name.endswith(".simd.cpp")
                 for variant in variants_here() if simd else ("",):

@@ -196,5 +196,5 @@ def _complain(message: str) -> None:
 
 
 def main() -> NoReturn:
-    """The console script."""
+    """Run the process's command line and end it."""
     sys.exit(run())

@@ -193,19 +193,6 @@ def test_unknown_modes_are_refused(plain: Runtime) -> None:
         Engine(plain.engine.decoder, "fast")
 
 
-def test_a_store_that_cannot_be_written_costs_one_line(
-    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "file").write_text("no folder")
-    decoder = dsv3rt.load(folder, compile="off", head="none", max_context=64).engine.decoder
-    engine = Engine(decoder, "wait", cache_folder=tmp_path / "file" / "graphs")
-    with caplog.at_level(logging.WARNING):
-        tokens, _ = greedy(engine, [1, 2, 3], 2)
-    engine.close()
-    assert len(tokens) == 2 and engine.counters.compiled == 0
-    assert len(caplog.records) == 1 and "not compiled" in caplog.text and str(tmp_path / "file") in caplog.text
-
-
 def test_a_graph_serves_one_token_and_many(compiled: Engine, plain: Runtime) -> None:
     """Decoding, and verifying any number of drafts, are the same graph."""
     greedy(compiled, PROMPT, 1)

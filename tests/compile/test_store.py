@@ -117,6 +117,12 @@ def test_cache_list_and_clear(
 ) -> None:
     monkeypatch.setenv("DSV3RT_CACHE", str(tmp_path))
     put(GraphStore(), "k")
+    (tmp_path / "common").mkdir()
+    (tmp_path / "graphs" / ".interface-0.o").write_bytes(b"of an earlier version")
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for owner in (dead.pid, os.getpid()):
+        (tmp_path / "graphs" / f".building-{owner}-x").mkdir()
     assert run(["cache", "list", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert listed["folder"] == str(tmp_path / "graphs") and [g["key"] for g in listed["graphs"]] == ["k"]
@@ -124,4 +130,5 @@ def test_cache_list_and_clear(
     assert "Block" in capsys.readouterr().out
     assert run(["cache", "clear", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["removed"] == 1
-    assert GraphStore().entries() == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["graphs"]
+    assert [path.name for path in (tmp_path / "graphs").iterdir()] == [f".building-{os.getpid()}-x"], "still at work"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -123,6 +124,48 @@ def test_two_builders_at_once(tmp_path: Path) -> None:
         paths = list(pool.map(build.find_or_build, [source, source]))
     assert paths[0] == paths[1] and paths[0].exists()
     assert [path.name for path in paths[0].parent.iterdir()] == [paths[0].name]
+
+
+BUILDER = """
+import importlib.util, sys
+from pathlib import Path
+spec = importlib.util.spec_from_file_location("build_alone", FILE)
+build = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(build)
+print(build.find_or_build(build.NativeSource(sys.argv[2], Path(sys.argv[1]))))
+"""
+
+
+def builder(folder: Path, name: str, **environment: str) -> subprocess.Popen[str]:
+    """A process that builds the sources in `folder` as library `name`, and nothing else."""
+    command = [sys.executable, "-c", BUILDER.replace("FILE", repr(build.__file__)), str(folder), name]
+    pipe, settings = subprocess.PIPE, {**os.environ, **environment}
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=settings, start_new_session=True)
+
+
+@needs_compiler
+def test_two_processes_build_at_once_and_one_is_killed(tmp_path: Path) -> None:
+    """Into a folder that is not there yet; what the killed one leaves goes when something is built next."""
+    source, kernels = written(tmp_path / "src", "test_both"), tmp_path / "cache" / "kernels"
+    first, second, killed = (builder(source, "both") for _ in range(3))
+    while not list(kernels.glob(f".build-{killed.pid}-*")):
+        assert killed.poll() is None
+        time.sleep(0.01)
+    os.killpg(killed.pid, signal.SIGKILL)
+    said = [process.communicate(timeout=60) for process in (first, second, killed)]
+    built = next(kernels.glob("both-*.so"))
+    assert said == [(f"{built}\n", ""), (f"{built}\n", ""), ("", "")]
+    build.find_or_build(build.NativeSource("next", source))
+    assert sorted(path.name[:5] for path in kernels.iterdir()) == ["both-", "next-"]
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_written_is_replaced_for_the_time(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    source = written(tmp_path / "src", "test_spare")
+    place, errors = builder(source, "spare", DSV3RT_CACHE=str(tmp_path / "file"), TMPDIR=str(tmp_path)).communicate()
+    assert len(errors.splitlines()) == 1 and f"{tmp_path}/file/kernels cannot be written" in errors
+    assert place.startswith(f"{tmp_path}/dsv3rt-cache-") and not list(tmp_path.glob("dsv3rt-*"))
 
 
 @needs_compiler

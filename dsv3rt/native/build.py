@@ -25,8 +25,8 @@ HEADERS = Path(__file__).parent
 KERNELS = "kernels"
 """The subfolder of the cache folder."""
 _BUILDING = ".build-"
-VARIANTS = ("portable", "avx2", "avx512", "avx512vbmi")
-"""Instruction sets, weakest first. The order is that of dsv3rt_variants.h."""
+VARIANTS = ("portable", "avx2", "avx2amd", "avx512", "avx512vbmi")
+"""Instruction sets to choose kernels by, weakest first. The order is that of dsv3rt_variants.h."""
 
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c", "-mprefer-vector-width=512")
 _VARIANT_FLAGS: Mapping[str, Sequence[str]] = {
@@ -56,9 +56,10 @@ class NativeSource:
         return sorted(self.folder.glob("*.cpp"))
 
 
-def variants_here() -> tuple[str, ...]:
-    """The instruction sets this kind of machine may have."""
-    return VARIANTS if platform.machine() in ("x86_64", "AMD64") else VARIANTS[:1]
+def compiled_here() -> tuple[str, ...]:
+    """The instruction sets that files are compiled for on this kind of machine."""
+    sets = tuple(_VARIANT_FLAGS)
+    return sets if platform.machine() in ("x86_64", "AMD64") else sets[:1]
 
 
 def find_compiler() -> str | None:
@@ -72,7 +73,7 @@ def _source_key(source: NativeSource) -> str:
     for path in sorted([*source.folder.glob("*.cpp"), *source.folder.glob("*.h"), *HEADERS.glob("*.h")]):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     digest.update(
-        repr((_FLAGS, _VARIANT_FLAGS, variants_here(), tuple(source.extra_flags), platform.machine())).encode()
+        repr((_FLAGS, _VARIANT_FLAGS, compiled_here(), tuple(source.extra_flags), platform.machine())).encode()
     )
     return digest.hexdigest()[:16]
 
@@ -112,7 +113,7 @@ def build(source: NativeSource, target: Path, compiler: str) -> None:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{_BUILDING}{os.getpid()}-") as scratch:
             for path in source.files():
                 simd = path.name.endswith(".simd.cpp")
-                for variant in variants_here() if simd else ("",):
+                for variant in compiled_here() if simd else ("",):
                     out = f"{scratch}/{path.stem}.{variant}.o"
                     flags = _VARIANT_FLAGS[variant] if simd else ()
                     if simd and variant == "portable" and platform.machine() == "aarch64":

@@ -374,7 +374,7 @@ inline int best_variant() {
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   if (avx512 && __builtin_cpu_supports("avx512vbmi")) return VARIANT_AVX512VBMI;
   if (avx512) return VARIANT_AVX512;
-  if (avx2) return VARIANT_AVX2;
+  if (avx2) return __builtin_cpu_is("amd") ? VARIANT_AVX2AMD : VARIANT_AVX2;
 #endif
   return VARIANT_PORTABLE;
 }

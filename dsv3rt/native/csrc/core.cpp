@@ -15,6 +15,7 @@ const CoreKernels& kernels() {
   switch (dsv3rt::selected_variant) {
     case dsv3rt::VARIANT_AVX512VBMI: return dsv3rt_avx512vbmi::core_kernels;
     case dsv3rt::VARIANT_AVX512: return dsv3rt_avx512::core_kernels;
+    case dsv3rt::VARIANT_AVX2AMD:
     case dsv3rt::VARIANT_AVX2: return dsv3rt_avx2::core_kernels;
     default: break;
   }

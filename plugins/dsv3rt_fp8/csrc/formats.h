@@ -1,9 +1,10 @@
 // Unpacking stored weights to float32, for one instruction set. Included by kernels.simd.cpp only.
 //
 // A format F is read STEP = VECTORS * W values at a time; F::order(i) is the index, within those values, of the one that comes out
-// as the i-th. F::vector(p, i) is the i-th vector of a step that begins at p. Where F::STAGED, p is not the weights but a buffer
-// that F::stage(weights, p) has filled, STAGE bytes a value: the half of the work that is done once however many tokens there
-// are. e4m3 comes out times 1 / E4M3_UNIT (folded into the scale).
+// as the i-th. F::vectors(p, i, out) gives the vectors i .. i + TOGETHER - 1 of a step that begins at p. Where F::STAGED, p is not the weights
+// but a buffer that F::stage(weights, p) has filled, STAGE bytes a value: the half of the work that is done once however many
+// tokens there are. Where F::SCALED, values come out times 1 / (F::UNIT * F::X_UNIT); activations are multiplied by X_UNIT when
+// they are arranged, scales by UNIT.
 #pragma once
 #include "dsv3rt_simd.h"
 #include "kernels.h"
@@ -68,11 +69,10 @@ static inline V bf16_vector(const uint8_t* p, int odd) {  // the even ones, or t
 
 #if defined(DSV3RT_IS_AVX512VBMI)
 
-constexpr float E4M3_UNIT = 1.0f;
-
 struct FormatE4M3 {  // staged as bfloat16, in pairs: the first of a pair is the lower half of a float32
-  static constexpr int BYTES = 1, STAGE = 2, VECTORS = 4;
+  static constexpr int BYTES = 1, STAGE = 2, VECTORS = 4, TOGETHER = 1;
   static constexpr bool SCALED = true, STAGED = true;
+  static constexpr float UNIT = 1.0f, X_UNIT = 1.0f;
   static constexpr int order(int i) {  // unpack and even/odd split work within 16-byte lanes
     const int vector = i / 16, lane = i % 16 / 4, j = i % 4;
     return 16 * lane + 8 * (vector / 2) + 2 * j + vector % 2;
@@ -86,16 +86,15 @@ struct FormatE4M3 {  // staged as bfloat16, in pairs: the first of a pair is the
     _mm512_storeu_si512(out, _mm512_unpacklo_epi8(low, high));
     _mm512_storeu_si512(out + 64, _mm512_unpackhi_epi8(low, high));
   }
-  static inline V vector(const uint8_t* p, int i) { return bf16_vector(p + i / 2 * 64, i % 2); }
+  static inline void vectors(const uint8_t* p, int i, V* out) { *out = bf16_vector(p + i / 2 * 64, i % 2); }
 };
 
 #elif defined(DSV3RT_X86)
 
-constexpr float E4M3_UNIT = 256.0f;  // the bits, moved into a float16's exponent and mantissa, are worth 2^-8 of the value
-
 struct FormatE4M3 {  // staged as float16, values of even index and then those of odd index
-  static constexpr int BYTES = 1, STAGE = 2, VECTORS = 4;
+  static constexpr int BYTES = 1, STAGE = 2, VECTORS = 4, TOGETHER = 1;
   static constexpr bool SCALED = true, STAGED = true;
+  static constexpr float UNIT = 256.0f, X_UNIT = 1.0f;  // in a float16's exponent and mantissa the bits are worth 2^-8 of the value
   static constexpr int order(int i) { return i < 2 * W ? 2 * i : 2 * (i - 2 * W) + 1; }
   // A code taken as a signed byte, times 128, has its sign in the topmost two bits and the other seven where a float16 has the
   // lower four of its exponent and the upper three of its mantissa. One instruction multiplies every second byte and widens it.
@@ -115,12 +114,32 @@ struct FormatE4M3 {  // staged as float16, values of even index and then those o
 #endif
   }
   // From memory: widening what lies in a register costs a shuffle more, and those are what there is too little of.
-  static inline V vector(const uint8_t* p, int i) { return f16_vector(p + i * 2 * W); }
+  static inline void vectors(const uint8_t* p, int i, V* out) { *out = f16_vector(p + i * 2 * W); }
 };
 
-#else
+#if defined(DSV3RT_IS_AVX2)
+// The bits at the bottom of a float32's exponent and the top of its mantissa, worth 2^-120 of the value: nothing is staged, and a
+// vector takes two instructions. The smallest eight codes become subnormal numbers, though, exact but on other processors than
+// AMD's a hundred times slower to multiply. Activations are scaled up, so that sums are no such numbers.
+struct FormatE4M3Low {
+  static constexpr int BYTES = 1, STAGE = 1, VECTORS = 4, TOGETHER = 2;
+  static constexpr bool SCALED = true, STAGED = false;
+  static constexpr float UNIT = 0x1p56f, X_UNIT = 0x1p64f;
+  static constexpr int order(int i) { return 4 * (i % W) + (i / W % 2 * 2 + i / (2 * W)); }
+  static inline void stage(const uint8_t*, uint8_t*) {}
+  // A code taken as a signed byte, times 16: seven bits where a bfloat16 has the lower four of its exponent and the upper three of
+  // its mantissa, and above them copies of the sign, of which the topmost is kept.
+  static inline void vectors(const uint8_t* p, int i, V* out) {
+    const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    const __m256i mask = _mm256_set1_epi32(static_cast<int32_t>(0x87F00000u));
+    const __m256i codes = _mm256_maddubs_epi16(_mm256_set1_epi16(i == 0 ? 0x0010 : 0x1000), v);
+    out[0] = (V)_mm256_and_si256(_mm256_slli_epi32(codes, 16), mask);
+    out[1] = (V)_mm256_and_si256(codes, mask);
+  }
+};
+#endif
 
-constexpr float E4M3_UNIT = 1.0f;
+#else
 
 struct E4M3Values {
   uint32_t bits[256];
@@ -135,50 +154,51 @@ static constexpr E4M3Values e4m3_values() {
 static constexpr E4M3Values E4M3_VALUES = e4m3_values();
 
 struct FormatE4M3 {  // staged as float32
-  static constexpr int BYTES = 1, STAGE = 4, VECTORS = 2;
+  static constexpr int BYTES = 1, STAGE = 4, VECTORS = 2, TOGETHER = 1;
   static constexpr bool SCALED = true, STAGED = true;
+  static constexpr float UNIT = 1.0f, X_UNIT = 1.0f;
   static constexpr int order(int i) { return i; }
   static inline void stage(const uint8_t* p, uint8_t* out) {
     for (int i = 0; i < 2 * W; ++i) std::memcpy(out + 4 * i, &E4M3_VALUES.bits[p[i]], 4);
   }
-  static inline V vector(const uint8_t* p, int i) { return f32_vector(p + i * 4 * W); }
+  static inline void vectors(const uint8_t* p, int i, V* out) { *out = f32_vector(p + i * 4 * W); }
 };
 
 #endif
 
 struct FormatBF16 {
-  static constexpr int BYTES = 2, STAGE = 2, VECTORS = 2;
+  static constexpr int BYTES = 2, STAGE = 2, VECTORS = 2, TOGETHER = 1;
   static constexpr bool SCALED = false, STAGED = false;
   static inline void stage(const uint8_t*, uint8_t*) {}
 #if defined(DSV3RT_X86)
   static constexpr int order(int i) { return i < W ? 2 * i : 2 * (i - W) + 1; }  // even ones, then odd ones
-  static inline V vector(const uint8_t* p, int i) { return bf16_vector(p, i); }
+  static inline void vectors(const uint8_t* p, int i, V* out) { *out = bf16_vector(p, i); }
 #else
   static constexpr int order(int i) { return i; }
-  static inline V vector(const uint8_t* p, int i) {
+  static inline void vectors(const uint8_t* p, int i, V* out) {
     uint16_t bits[W];
     std::memcpy(bits, p + i * 2 * W, sizeof bits);
     uint32_t wide[W];
     for (int j = 0; j < W; ++j) wide[j] = static_cast<uint32_t>(bits[j]) << 16;
-    return f32_vector(reinterpret_cast<const uint8_t*>(wide));
+    *out = f32_vector(reinterpret_cast<const uint8_t*>(wide));
   }
 #endif
 };
 
 struct FormatF16 {
-  static constexpr int BYTES = 2, STAGE = 2, VECTORS = 2;
+  static constexpr int BYTES = 2, STAGE = 2, VECTORS = 2, TOGETHER = 1;
   static constexpr bool SCALED = false, STAGED = false;
   static constexpr int order(int i) { return i; }
   static inline void stage(const uint8_t*, uint8_t*) {}
-  static inline V vector(const uint8_t* p, int i) { return f16_vector(p + i * 2 * W); }
+  static inline void vectors(const uint8_t* p, int i, V* out) { *out = f16_vector(p + i * 2 * W); }
 };
 
 struct FormatF32 {
-  static constexpr int BYTES = 4, STAGE = 4, VECTORS = 2;
+  static constexpr int BYTES = 4, STAGE = 4, VECTORS = 2, TOGETHER = 1;
   static constexpr bool SCALED = false, STAGED = false;
   static constexpr int order(int i) { return i; }
   static inline void stage(const uint8_t*, uint8_t*) {}
-  static inline V vector(const uint8_t* p, int i) { return f32_vector(p + i * 4 * W); }
+  static inline void vectors(const uint8_t* p, int i, V* out) { *out = f32_vector(p + i * 4 * W); }
 };
 
 }  // namespace DSV3RT_VARIANT

@@ -26,7 +26,7 @@ struct Matrix {
 };
 
 struct Kernels {
-  // Reorder one row of x as `format` is unpacked, and pad it with zeros to padded(columns).
+  // Reorder and scale one row of x as `format` is unpacked, and pad it with zeros to padded(columns).
   void (*arrange)(Format format, const float* x, int64_t columns, float* arranged);
   // Whether `arrange` only pads.
   bool (*natural)(Format format);
@@ -45,7 +45,7 @@ struct Kernels {
 
 namespace dsv3rt_portable { extern const Kernels kernels; }
 #if defined(__x86_64__)
-namespace dsv3rt_avx2 { extern const Kernels kernels; }
+namespace dsv3rt_avx2 { extern const Kernels kernels, amd_kernels; }
 namespace dsv3rt_avx512 { extern const Kernels kernels; }
 namespace dsv3rt_avx512vbmi { extern const Kernels kernels; }
 #endif

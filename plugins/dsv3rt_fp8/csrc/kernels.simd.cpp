@@ -53,13 +53,18 @@ static inline const uint8_t* scales_of(const Matrix& w, int64_t row) {
   return w.scales + row / BLOCK * ((w.columns + BLOCK - 1) / BLOCK) * 4;
 }
 
+// What the values of F that come out in a block of columns are multiplied by.
+template <class F>
 static inline float scale_at(const uint8_t* scales, int64_t column) {
-  float value;
-  std::memcpy(&value, scales + column / BLOCK * 4, 4);
-  return value;
+  if constexpr (F::SCALED) {
+    float value;
+    std::memcpy(&value, scales + column / BLOCK * 4, 4);
+    return value * F::UNIT;
+  }
+  return 1.0f;
 }
 
-// Rows of W for F::vector: row r at `p + r * stride`.
+// Rows of W for F::vectors: row r at `p + r * stride`.
 template <class F>
 struct Piece {
   const uint8_t* p;
@@ -119,17 +124,20 @@ static inline __attribute__((always_inline)) void stage_rows(const uint8_t* p, i
   for (int r = 0; r < ROWS; ++r) F::stage(p + r * stride + step * STEP * F::BYTES, buffer + (r * BLOCK + step * STEP) * F::STAGE);
 }
 
-// part[t][r] += w[r] . x[t] over a step, w as F::vector reads it
+// part[t][r] += w[r] . x[t] over a step, w as F::vectors reads it
 template <class F, int TOKENS>
 static inline __attribute__((always_inline)) void multiply(const uint8_t* w, int64_t stride, const float* const* x, int64_t column,
                                                            V (*part)[ROWS]) {
 #pragma GCC unroll 4
-  for (int i = 0; i < F::VECTORS; ++i) {
-    V values[TOKENS];
-    for (int t = 0; t < TOKENS; ++t) values[t] = v_load(x[t] + column + i * W);
+  for (int i = 0; i < F::VECTORS; i += F::TOGETHER) {
+    V values[TOKENS][F::TOGETHER];
+    for (int t = 0; t < TOKENS; ++t)
+      for (int j = 0; j < F::TOGETHER; ++j) values[t][j] = v_load(x[t] + column + (i + j) * W);
     for (int r = 0; r < ROWS; ++r) {
-      const V weight = F::vector(w + r * stride, i);
-      for (int t = 0; t < TOKENS; ++t) part[t][r] = v_fma(weight, values[t], part[t][r]);
+      V weights[F::TOGETHER];
+      F::vectors(w + r * stride, i, weights);
+      for (int j = 0; j < F::TOGETHER; ++j)
+        for (int t = 0; t < TOKENS; ++t) part[t][r] = v_fma(weights[j], values[t][j], part[t][r]);
     }
   }
 }
@@ -178,14 +186,14 @@ static void few(const Matrix& w, int64_t first, int64_t rows, const float* const
         for (int64_t k = 0; k < size; k += STEP) multiply<F, TOKENS>(now.p + k * F::STAGE, now.stride(), x, column + k, part);
       }
       for (int r = 0; r < ROWS; ++r) {
-        const V factor = v_set(F::SCALED ? scale_at(scales[r], column) : 1.0f);
+        const V factor = v_set(scale_at<F>(scales[r], column));
         for (int t = 0; t < TOKENS; ++t) sums[t][r] = F::SCALED ? v_fma(factor, part[t][r], sums[t][r]) : part[t][r];
       }
     }
     for (int t = 0; t < TOKENS; ++t) {
       float out[ROWS];
       sum4(sums[t], out);
-      for (int64_t r = 0; r < walk.height; ++r) y[t * y_stride + row + r] = F::SCALED ? out[r] * E4M3_UNIT : out[r];
+      for (int64_t r = 0; r < walk.height; ++r) y[t * y_stride + row + r] = out[r];
     }
   }
 }
@@ -222,7 +230,7 @@ static void tile_of(int64_t tokens, Piece<F> w, const float* const* x, int64_t c
   }
 }
 
-// Several tokens: the same sums, a few tokens at a time.
+// Any number of them: the same sums, a few tokens at a time.
 template <class F>
 static void some(const Matrix& w, int64_t first, int64_t rows, const float* const* x, int64_t tokens, float* y, int64_t y_stride) {
   constexpr int STEP = F::VECTORS * W;
@@ -231,19 +239,20 @@ static void some(const Matrix& w, int64_t first, int64_t rows, const float* cons
   const Walk walk(w, rows);
   for (int64_t row = 0, done = 0; done < rows; done += walk.height, row = walk.after(row)) {
     for (int64_t i = 0; i < tokens * ROWS; ++i) sums[i] = v_zero();
+    const uint8_t* scales[ROWS];
+    for (int r = 0; r < ROWS; ++r) scales[r] = F::SCALED ? scales_of(w, first + row + (walk.stride ? r : 0)) : nullptr;
     for (int64_t column = 0; column < w.columns; column += BLOCK) {
       const int64_t size = w.columns - column < BLOCK ? w.columns - column : BLOCK;
       const uint8_t *data = w.data + (first + row) * w.row_bytes(), *p = data + column * F::BYTES;
       float factors[ROWS];
-      for (int64_t r = 0; r < ROWS; ++r)
-        factors[r] = F::SCALED ? scale_at(scales_of(w, first + row + (walk.stride ? r : 0)), column) : 1.0f;
+      for (int r = 0; r < ROWS; ++r) factors[r] = scale_at<F>(scales[r], column);
       fetch<F>(w, data, column, walk.ahead);
       Piece<F> now{F::STAGED ? buffer : p, walk.stride};
       if (size < BLOCK) now = piece<F>(p, walk.stride, ROWS, size, buffer);
       else if (F::STAGED)
         for (int step = 0; step < BLOCK / STEP; ++step) stage_rows<F>(p, walk.stride, step, buffer);
       for (int64_t t = 0; t < tokens;) {
-        const int64_t count = share(tokens - t, TILE);
+        const int64_t count = share(tokens - t, F::TOGETHER > 1 ? 2 : TILE);
         tile_of<F>(count, now, x + t, column, size, factors, sums + t * ROWS);
         t += count;
       }
@@ -251,7 +260,7 @@ static void some(const Matrix& w, int64_t first, int64_t rows, const float* cons
     for (int64_t t = 0; t < tokens; ++t) {
       float out[ROWS];
       sum4(sums + t * ROWS, out);
-      for (int64_t r = 0; r < walk.height; ++r) y[t * y_stride + row + r] = F::SCALED ? out[r] * E4M3_UNIT : out[r];
+      for (int64_t r = 0; r < walk.height; ++r) y[t * y_stride + row + r] = out[r];
     }
   }
 }
@@ -296,7 +305,7 @@ static void unpack_panel(const Matrix& w, int64_t first, int64_t rows, int64_t b
     const int64_t width = begin + size - column < BLOCK ? begin + size - column : BLOCK, steps = (width + STEP - 1) / STEP;
     for (int64_t group = 0; group < PANEL; group += 8) {
       // one scale: a panel never crosses a block of rows
-      const V scale = v_set(F::SCALED ? scale_at(scales_of(w, first), column) * E4M3_UNIT : 1.0f);
+      const V scale = v_set(scale_at<F>(scales_of(w, first), column));
       for (int64_t r = 0; r < 8; ++r) {
         if (group + r >= rows) {
           std::memset(values[r], 0, sizeof values[r]);
@@ -306,9 +315,11 @@ static void unpack_panel(const Matrix& w, int64_t first, int64_t rows, int64_t b
         for (int64_t line = 0; line < width * F::BYTES; line += 64) prefetch(p + PANEL * w.row_bytes() + line);
         p = piece<F>(p, w.row_bytes(), 1, width, buffer).p;
         for (int64_t step = 0; step < steps; ++step)
-          for (int i = 0; i < F::VECTORS; ++i) {
-            const V value = F::vector(p + step * STEP * F::STAGE, i);
-            v_store(values[r] + step * STEP + i * W, F::SCALED ? value * scale : value);
+          for (int i = 0; i < F::VECTORS; i += F::TOGETHER) {
+            V out[F::TOGETHER];
+            F::vectors(p + step * STEP * F::STAGE, i, out);
+            for (int j = 0; j < F::TOGETHER; ++j)
+              v_store(values[r] + step * STEP + (i + j) * W, F::SCALED ? out[j] * scale : out[j]);
           }
       }
       float* out = panel + (column - begin) * PANEL + group;
@@ -387,7 +398,7 @@ static void dot_format(const Matrix& w, int64_t first, int64_t rows, const float
                        int64_t y_stride, float* scratch) {
   if (tokens == 0) return;
   if (tokens == 1) return few<F, 1>(w, first, rows, x, y, y_stride);
-  if (tokens == 2) return few<F, 2>(w, first, rows, x, y, y_stride);
+  if (tokens == 2 && F::TOGETHER == 1) return few<F, 2>(w, first, rows, x, y, y_stride);
   if (tokens <= SOME) return some<F>(w, first, rows, x, tokens, y, y_stride);
   for (int64_t t = 0; t < tokens;) {
     const int64_t count = share(tokens - t, CROWD);
@@ -400,10 +411,11 @@ static void dot_format(const Matrix& w, int64_t first, int64_t rows, const float
   }
 }
 
+template <class E4M3>
 static void dot(const Matrix& w, int64_t first, int64_t rows, const float* const* x, int64_t tokens, float* y, int64_t y_stride,
                 float* scratch) {
   switch (w.format) {
-    case Format::E4M3: return dot_format<FormatE4M3>(w, first, rows, x, tokens, y, y_stride, scratch);
+    case Format::E4M3: return dot_format<E4M3>(w, first, rows, x, tokens, y, y_stride, scratch);
     case Format::BF16: return dot_format<FormatBF16>(w, first, rows, x, tokens, y, y_stride, scratch);
     case Format::F16: return dot_format<FormatF16>(w, first, rows, x, tokens, y, y_stride, scratch);
     case Format::F32: return dot_format<FormatF32>(w, first, rows, x, tokens, y, y_stride, scratch);
@@ -423,20 +435,28 @@ static constexpr bool natural_format() {
   return true;
 }
 
+template <class E4M3>
 static bool natural(Format format) {
   switch (format) {
-    case Format::E4M3: return natural_format<FormatE4M3>();
+    case Format::E4M3: return natural_format<E4M3>();
     case Format::BF16: return natural_format<FormatBF16>();
     case Format::F16: return natural_format<FormatF16>();
     default: return natural_format<FormatF32>();
   }
 }
 
-template <class F>
+// Whether F's order is the even ones and then the odd ones; or, of SPLITS = 2, each of these again so divided.
+template <class F, int SPLITS>
 static constexpr bool even_odd() {
-  constexpr int HALF = F::VECTORS * W / 2;
-  for (int i = 0; i < 2 * HALF; ++i)
-    if (F::order(i) != (i < HALF ? 2 * i : 2 * (i - HALF) + 1)) return false;
+  constexpr int SIZE = F::VECTORS * W;
+  for (int i = 0; i < SIZE; ++i) {
+    int index = i;
+    for (int split = 0; split < SPLITS; ++split) {
+      const int part = SIZE >> (SPLITS - 1 - split), place = index % part;
+      index = index - place + (place < part / 2 ? 2 * place : 2 * (place - part / 2) + 1);
+    }
+    if (F::order(i) != index) return false;
+  }
   return true;
 }
 
@@ -462,12 +482,22 @@ static inline void arrange_group(const float* x, float* out) {
   constexpr int STEP = F::VECTORS * W;
   for (int step = 0; step < GROUP; step += STEP) {
 #if defined(DSV3RT_X86)
-    if (even_odd<F>()) {
+    if (even_odd<F, 1>()) {
       for (int i = 0; i < STEP / 2; i += W) split(x + step + 2 * i, out + step + i, out + step + STEP / 2 + i);
+      continue;
+    }
+    if (even_odd<F, 2>() && STEP == 4 * W) {
+      float halves[4 * W];
+      for (int i = 0; i < 2 * W; i += W) split(x + step + 2 * i, halves + i, halves + 2 * W + i);
+      for (int i = 0; i < 4 * W; i += 2 * W) split(halves + i, out + step + i, out + step + i + W);
       continue;
     }
 #endif
     for (int i = 0; i < STEP; ++i) out[step + i] = x[step + F::order(i)];
+  }
+  if constexpr (F::SCALED) {
+    if (F::X_UNIT != 1.0f)
+      for (int i = 0; i < GROUP; i += W) v_store(out + i, v_load(out + i) * v_set(F::X_UNIT));
   }
 }
 
@@ -486,9 +516,10 @@ static void arrange_format(const float* x, int64_t columns, float* out) {
   }
 }
 
+template <class E4M3>
 static void arrange(Format format, const float* x, int64_t columns, float* out) {
   switch (format) {
-    case Format::E4M3: return arrange_format<FormatE4M3>(x, columns, out);
+    case Format::E4M3: return arrange_format<E4M3>(x, columns, out);
     case Format::BF16: return arrange_format<FormatBF16>(x, columns, out);
     case Format::F16: return arrange_format<FormatF16>(x, columns, out);
     case Format::F32: return arrange_format<FormatF32>(x, columns, out);
@@ -528,7 +559,15 @@ static bool has_nan(const uint8_t* codes, int64_t bytes) {
   return found != 0;
 }
 
+template <class E4M3>
+static constexpr Kernels table() {
+  return {&arrange<E4M3>, &natural<E4M3>, &dot<E4M3>, &scratch_floats, &silu_mul, &add_scaled, &has_nan};
+}
 extern const Kernels kernels;
-const Kernels kernels = {&arrange, &natural, &dot, &scratch_floats, &silu_mul, &add_scaled, &has_nan};
+const Kernels kernels = table<FormatE4M3>();
+#if defined(DSV3RT_IS_AVX2)
+extern const Kernels amd_kernels;
+const Kernels amd_kernels = table<FormatE4M3Low>();
+#endif
 
 }  // namespace DSV3RT_VARIANT

@@ -9,6 +9,7 @@ inline const Kernels& kernels() {
   switch (dsv3rt::selected_variant) {
     case dsv3rt::VARIANT_AVX512VBMI: return dsv3rt_avx512vbmi::kernels;
     case dsv3rt::VARIANT_AVX512: return dsv3rt_avx512::kernels;
+    case dsv3rt::VARIANT_AVX2AMD: return dsv3rt_avx2::amd_kernels;
     case dsv3rt::VARIANT_AVX2: return dsv3rt_avx2::kernels;
     default: break;
   }

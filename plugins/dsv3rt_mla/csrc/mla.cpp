@@ -27,6 +27,7 @@ const MlaKernels& kernels() {
   switch (dsv3rt::selected_variant) {
     case dsv3rt::VARIANT_AVX512VBMI: return dsv3rt_avx512vbmi::mla_kernels;
     case dsv3rt::VARIANT_AVX512: return dsv3rt_avx512::mla_kernels;
+    case dsv3rt::VARIANT_AVX2AMD:
     case dsv3rt::VARIANT_AVX2: return dsv3rt_avx2::mla_kernels;
     default: break;
   }

@@ -18,6 +18,7 @@ const RouteKernels& kernels() {
   switch (dsv3rt::selected_variant) {
     case dsv3rt::VARIANT_AVX512VBMI: return dsv3rt_avx512vbmi::route_kernels;
     case dsv3rt::VARIANT_AVX512: return dsv3rt_avx512::route_kernels;
+    case dsv3rt::VARIANT_AVX2AMD:
     case dsv3rt::VARIANT_AVX2: return dsv3rt_avx2::route_kernels;
     default: break;
   }

@@ -15,6 +15,7 @@ from dsv3rt.compile.engine import Engine
 from dsv3rt.errors import ContextError
 from dsv3rt.interfaces import Cache
 from dsv3rt.model.cache import reads_only_used, window
+from dsv3rt.model.ids import ints
 
 PREFILL_CHUNK = 512
 T = TypeVar("T")
@@ -33,6 +34,7 @@ class Sequence:
         self.computed = 0
         self.caches = engine.decoder.make_caches(capacity, device)
         self._whole = reads_only_used(list(engine.decoder.model.layers))
+        self._positions_1S = torch.arange(capacity, device=device)[None]
 
     def window(self, used: int) -> list[Cache]:
         """The caches, cut to a power of two that holds `used` tokens (not when attention reads only what is used)."""
@@ -82,8 +84,8 @@ class Sequence:
         logits: list[torch.Tensor] = []
         for at in range(0, len(new), PREFILL_CHUNK):
             chunk = new[at : at + PREFILL_CHUNK]
-            ids = torch.tensor([chunk], device=self.device)
-            positions = torch.arange(start + at, start + at + len(chunk), device=self.device)[None]
+            ids = ints(chunk, self.device)[None]
+            positions = self._positions_1S[:, start + at : start + at + len(chunk)]
             wanted = None if last is None else max(0, min(len(chunk), last - (len(new) - at - len(chunk))))
             out = self.engine.step(ids, positions, self.window(start + at + len(chunk)), wanted)
             logits.append(out[0][0])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dsv3rt.interfaces import Accepted, Cache, Compile, Compiled, DraftRule, Drafts
 from dsv3rt.model.cache import reads_only_used, window
+from dsv3rt.model.ids import ints
 from dsv3rt_mtp.graphs import CANDIDATES, GreedyAccept, GreedyDraft, SampledAccept, SampledDraft
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class MTPSession:
             positions_BT = torch.arange(at, end, device=self.device)[None]
             normed_BTD = self.head.norm(rows_TD[None, at - start : end - start])
             for depth, cache in enumerate(self._window(end)):
-                ids_BT = torch.tensor([self._next_ids[at + depth : end + depth]], device=self.device)
+                ids_BT = ints(self._next_ids[at + depth : end + depth], self.device)[None]
                 normed_BTD = self.head.advance(depth, ids_BT, normed_BTD, positions_BT, cache)
         self._final = stop
         self._waiting = [rows_TD[stop - start :]]
@@ -110,13 +111,13 @@ class MTPSession:
         caches = self._window(known + max(count, depth))
         ids = self._next_ids[self._final :]
         positions_BT = torch.arange(self._final, known, device=self.device)[None]
-        newest_1 = torch.tensor([rows - 1], device=self.device)
+        newest_1 = ints([rows - 1], self.device)
         normed_BTD = self.head.norm(rows_TD[None])
         chain = _Chain()
         for d in range(depth):  # module d sees, at every row, the token d further on
             if d:
                 ids = [*ids[1:], int(chain.tokens[-1])]
-            ids_BT = torch.tensor([ids], device=self.device)
+            ids_BT = ints(ids, self.device)[None]
             state = ids_BT, normed_BTD, positions_BT, newest_1
             normed_BTD = chain.add(self._graph(d, rule, begins=True)(*state, caches[d], *self._chance(rule)))
         self._draft_on(chain, count, caches[-1], rule)
@@ -164,10 +165,10 @@ class MTPSession:
             return None
         caches = self._window(position + rows + count)
         args: list[Any] = [
-            torch.tensor([*drafts.token_ids, -1], device=self.device),
+            ints([*drafts.token_ids, -1], self.device),
             logits_TV,
             hidden_TD[None],
-            torch.tensor([position], device=self.device),
+            ints([position], self.device),
             caches[0],
         ]
         if rule.temperature:

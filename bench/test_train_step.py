@@ -42,7 +42,7 @@ def _trainer(folder: Path, **settings: Any) -> Trainer:
     known = {owner.source.split(": ")[-1] for owner in discover(warn=False).owners}
     plugins = discover([m for m in (dsv3rt_mla, dsv3rt_moe, dsv3rt_train) if m.__name__ not in known], warn=False)
     config = ModelConfig.from_dict(CONFIG)
-    observer = LoadObserver(config.n_routed_experts)
+    observer = LoadObserver(config)
     model = assemble(config, plugins, [observer])
     initialise(model, 0)
     batches = Batches(_corpus(), tokens=DOCUMENTS * LENGTH, micro_batches=1, seed=0, pad_id=2)

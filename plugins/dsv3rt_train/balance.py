@@ -1,7 +1,7 @@
 """Two ways to keep experts equally busy (V3 report, section 2.1.2): after each step an overloaded expert's bias goes
 down and an idle one's up (equation 16); and a small loss against imbalance within one sequence (equations 17-20).
 
-Legend: B sequences, T tokens, N = B*T, K chosen experts, E experts.
+Legend: B sequences, T tokens, N = B*T, K chosen experts, E experts, L layers (the prediction module's the last).
 """
 
 from __future__ import annotations
@@ -9,30 +9,39 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dsv3rt.config import ModelConfig
 from dsv3rt.errors import UsageError
 
 
 class LoadObserver:
-    """Counts, by layer, how many tokens each expert received since `reset`. Padding does not count."""
+    """Counts, by layer, how many tokens each expert received since `reset`. Padding does not count.
 
-    def __init__(self, experts: int) -> None:
-        self.experts = experts
+    It changes one tensor in place and nothing else, so that a compiled block, which all layers share, can do it too.
+    """
+
+    def __init__(self, config: ModelConfig, device: str = "cpu") -> None:
+        layers = config.num_hidden_layers + config.num_nextn_predict_layers
+        self.load_LE = torch.zeros(layers, config.n_routed_experts, dtype=torch.int64, device=device)
         self.real_BT: Tensor | None = None
         """bool: which of the tokens now flowing are no padding (None: all)."""
-        self.load_E: dict[int, Tensor] = {}
 
     def __call__(self, layer: int, weights_NK: Tensor, ids_NK: Tensor) -> None:
-        ids = ids_NK if self.real_BT is None else ids_NK[self.real_BT.reshape(-1)]
-        load_E = torch.bincount(ids.reshape(-1), minlength=self.experts)
-        self.load_E[layer] = self.load_E[layer] + load_E if layer in self.load_E else load_E
+        real_NK = torch.ones_like(ids_NK)
+        if self.real_BT is not None:
+            real_NK = real_NK * self.real_BT.reshape(-1, 1)
+        load_E = torch.zeros_like(self.load_LE[0]).scatter_add(0, ids_NK.reshape(-1), real_NK.reshape(-1))
+        self.load_LE[layer].add_(load_E)
 
     def reset(self) -> None:
-        self.load_E = {}
+        self.load_LE.zero_()
+
+    def loads(self) -> dict[int, Tensor]:
+        """float32 [E] of every layer that tokens passed through."""
+        return {layer: load_E.float() for layer, load_E in enumerate(self.load_LE) if load_E.any()}
 
     def shares(self) -> dict[int, list[float]]:
         """By layer: every expert's load, as a multiple of the mean load."""
-        means = {layer: load_E.float().mean().clamp_min(1e-9) for layer, load_E in self.load_E.items()}
-        return {layer: (load_E / means[layer]).tolist() for layer, load_E in sorted(self.load_E.items())}
+        return {layer: (load_E / load_E.mean()).tolist() for layer, load_E in self.loads().items()}
 
     def busiest(self) -> dict[int, float]:
         """By layer: the load of the busiest expert, as a multiple of the mean load."""
@@ -44,10 +53,11 @@ def update_biases(routers: dict[int, nn.Module], observer: LoadObserver, speed: 
     """Move each correction bias by `speed` times the sign of (mean load - its expert's load)."""
     if not speed:
         return
+    loads = observer.loads()
     for layer, router in routers.items():
         bias_E = getattr(router, "e_score_correction_bias", None)
-        if bias_E is not None and layer in observer.load_E:
-            load_E = observer.load_E[layer].float()
+        if bias_E is not None and layer in loads:
+            load_E = loads[layer]
             bias_E.add_(torch.sign(load_E.mean() - load_E), alpha=speed)
 
 
@@ -67,13 +77,15 @@ def sequence_balance(scores_BTE: Tensor, real_BT: Tensor, chosen: int) -> Tensor
 
 
 class SequenceBalance:
-    """`sequence_balance` of every router that tokens pass through, gathered until it is taken."""
+    """`sequence_balance` of every router that tokens pass through, left at the router until it is taken.
+
+    Scores are computed a second time for it (a compiled block knows that they are the same).
+    """
 
     def __init__(self, routers: dict[int, nn.Module], observer: LoadObserver, chosen: int) -> None:
         """`observer` knows the padding. Raises UsageError for a router without scores."""
-        self._observer, self._chosen = observer, chosen
-        self._gathered: list[Tensor] = []
-        for router in routers.values():
+        self._routers, self._observer, self._chosen = list(routers.values()), observer, chosen
+        for router in self._routers:
             if not callable(getattr(router, "scores", None)):
                 raise UsageError(f"{type(router).__name__} has no scores to balance", fix="leave --balance-weight 0")
             router.register_forward_hook(self._gather)
@@ -84,9 +96,10 @@ class SequenceBalance:
         assert real_BT is not None
         scores_NE: Tensor = router.scores(x_ND)  # type: ignore[operator]
         scores_BTE = scores_NE.view(*real_BT.shape, -1)
-        self._gathered.append(sequence_balance(scores_BTE, real_BT, self._chosen).mean())
+        # no list: a compiled block would ask for its length, and be compiled for each
+        router.imbalance = sequence_balance(scores_BTE, real_BT, self._chosen).mean()
 
     def take(self) -> Tensor:
         """The sum over layers of the mean over the sequences seen since the last call."""
-        gathered, self._gathered = self._gathered, []
+        gathered = [router.__dict__.pop("imbalance") for router in self._routers if "imbalance" in router.__dict__]
         return torch.stack(gathered).sum()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from dsv3rt.errors import UserError
 from dsv3rt_train import checkpointing, losses
 from dsv3rt_train.balance import LoadObserver, SequenceBalance, update_biases
 from dsv3rt_train.data.batches import Batches, MicroBatch
-from dsv3rt_train.model.build import TrainableModel
+from dsv3rt_train.model.build import TrainableModel, one_graph_for_all_layers
 from dsv3rt_train.optimizer import make_optimizers
 from dsv3rt_train.settings import Settings
 
@@ -41,9 +41,15 @@ class Trainer:
             self.balance = SequenceBalance(model.routers(), observer, model.config.num_experts_per_tok)
         self.next_step = checkpointing.restore(folder, model, self.optimizers, settings)
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        device = self.parameters[0].device.type
-        return torch.autocast(device, torch.bfloat16) if self.settings.bf16 else contextlib.nullcontext()
+    @contextlib.contextmanager
+    def _forward_pass(self) -> Iterator[None]:
+        """What the settings ask of every pass through the model."""
+        with contextlib.ExitStack() as stack:
+            if self.settings.bf16:
+                stack.enter_context(torch.autocast(self.parameters[0].device.type, torch.bfloat16))
+            if self.settings.compile:
+                stack.enter_context(one_graph_for_all_layers())
+            yield
 
     def step(self) -> Metrics:
         """One optimizer step. Raises UserError when the loss is no longer a number."""
@@ -84,7 +90,7 @@ class Trainer:
         mtp_weight = settings.mtp_weight_at(number) if self.model.prediction is not None else 0.0
         total = {"loss": 0.0, "balance": 0.0, "mtp": 0.0, "mtp_count": 0, "agrees": 0, "compared": 0}
         for batch in batches:
-            with self._autocast():
+            with self._forward_pass():
                 part = losses.compute(
                     self.model, batch, self.observer, mtp_share=settings.mtp_share if mtp_weight else 0.0
                 )
@@ -116,7 +122,7 @@ class Trainer:
         applications = self.settings.drafts
         total, agrees, compared = 0.0, [0] * applications, [0] * applications
         for batch in batches:
-            with self._autocast():
+            with self._forward_pass():
                 part = losses.compute_drafts(self.model, batch, self.observer, applications=applications)
             (part.total / (targets * applications)).backward()
             total += float(part.total.detach())

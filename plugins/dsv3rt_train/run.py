@@ -147,7 +147,7 @@ def _prepare(plan: Plan, raw: dict[str, Any], settings: Settings) -> Trainer:
     if int(corpus.ids.max()) >= config.vocab_size:
         raise UserError(f"the tokenizer has more tokens than vocab_size {config.vocab_size}", fix="use the model's own")
     plugins: Plugins = discover(plan.plugin)
-    observer = LoadObserver(config.n_routed_experts)
+    observer = LoadObserver(config, plan.device)
     slots = {"attention": plan.attention, "routing": plan.routing}
     model = assemble(config, plugins, [observer], **slots, fp8=plan.fp8, lora=plan.adapters(), device=plan.device)
     if plan.base is not None:

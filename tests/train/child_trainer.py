@@ -30,7 +30,7 @@ def main() -> None:
     plugins = discover([m for m in modules if m.__name__ not in known], warn=False)
     settings = replace(SHORT, steps=int(sys.argv[2]))
     config = ModelConfig.from_dict(TINY)
-    observer = LoadObserver(config.n_routed_experts)
+    observer = LoadObserver(config)
     model = assemble(config, plugins, [observer])
     initialise(model, settings.seed)
     batches = Batches(

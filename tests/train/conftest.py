@@ -37,7 +37,7 @@ def tiny_config() -> ModelConfig:
 @pytest.fixture
 def tiny(tiny_config: ModelConfig, plugins: Plugins) -> tuple[TrainableModel, LoadObserver]:
     torch.manual_seed(0)
-    observer = LoadObserver(tiny_config.n_routed_experts)
+    observer = LoadObserver(tiny_config)
     model = assemble(tiny_config, plugins, [observer])
     initialise(model, 0)
     return model, observer

@@ -106,7 +106,7 @@ def test_only_adapters_learn(adapted: TrainableModel, corpus: Corpus, tmp_path: 
     settings = Settings(
         steps=3, warmup=1, tokens=128, micro_batches=1, mtp_weight=0.0, mtp_weight_late=0.0, bias_speed=0.0
     )
-    observer = LoadObserver(8)
+    observer = LoadObserver(adapted.config)
     batches = Batches(corpus, tokens=128, micro_batches=1, seed=0, pad_id=2)
     trainer = Trainer(adapted, observer, batches, settings, tmp_path / "run")
     for _ in range(3):

@@ -34,7 +34,7 @@ Start = Callable[[Path, Settings], Trainer]
 @pytest.fixture
 def start(tiny_config: ModelConfig, plugins: Plugins, corpus: Corpus) -> Start:
     def build(folder: Path, settings: Settings) -> Trainer:
-        observer = LoadObserver(tiny_config.n_routed_experts)
+        observer = LoadObserver(tiny_config)
         model = assemble(tiny_config, plugins, [observer], fp8=settings.fp8)
         initialise(model, settings.seed)
         batches = Batches(

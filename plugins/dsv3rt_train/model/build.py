@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -56,14 +57,12 @@ class TrainableModel:
         return dict(sorted(found.items()))
 
     def compile(self) -> None:
-        """Compile attention, forward and backward: one full graph, which all layers and the module share.
+        """Compile the blocks, forward and backward: one full graph for all layers of a kind and the module's block.
 
-        Experts stay as they are: how many tokens each receives is known only when they come, and their gradients are
-        written by hand.
+        To be used under `one_graph_for_all_layers`.
         """
-        blocks = [*self.decoder.model.layers, *([] if self.prediction is None else [self.prediction])]
-        for block in blocks:
-            block.self_attn.compile(dynamic=True, fullgraph=True)  # type: ignore[operator, union-attr]
+        for block in [*self.decoder.model.layers, *([] if self.prediction is None else [self.prediction.block])]:
+            block.compile(dynamic=True, fullgraph=True)
 
     def official(self) -> dict[str, Tensor]:
         """Every tensor of the checkpoint by its official name (float32, detached, experts unstacked)."""
@@ -81,6 +80,14 @@ class TrainableModel:
                     if name not in module._non_persistent_buffers_set:
                         named[base + name] = tensor.detach()
         return named
+
+
+def one_graph_for_all_layers() -> contextlib.AbstractContextManager[None]:
+    """Compiled blocks take the number of their layer as an input; other shapes of batches never end in an error."""
+    patched: contextlib.AbstractContextManager[None] = torch._dynamo.config.patch(
+        allow_unspec_int_on_nn_module=True, recompile_limit=64
+    )
+    return patched
 
 
 def _quantization(fp8: bool, lora: LoraSettings | None) -> str:

@@ -1,8 +1,7 @@
 """The multi-token-prediction module while it learns (V3 report, section 2.2; one module, depth 1).
 
 Legend: B sequences, T tokens, D hidden. The module at position t takes the main model's hidden state at t and the
-embedding of token t+1,
-and is asked for token t+2.
+embedding of token t+1, and is asked for token t+2.
 """
 
 from __future__ import annotations
@@ -34,17 +33,22 @@ class PredictionModule(nn.Module):
         self.eh_proj = site.site.quantization.linear(2 * hidden, hidden, prefix=f"model.layers.{layer}.eh_proj")
         self.shared_head = _SharedHead(hidden, eps)
         block = site.make_block(layer)
+        # in a tuple, as its parts have their official names here
+        self._block = (block,)
         self.input_layernorm, self.self_attn = block.input_layernorm, block.self_attn
         self.post_attention_layernorm, self.mlp = block.post_attention_layernorm, block.mlp
 
     def forward(self, hidden_BTD: Tensor, next_BTD: Tensor, positions_BT: Tensor) -> Tensor:
         """From hidden states (after the final norm) and the embeddings of the next tokens to normed states for
         the head."""
-        x_BTD: Tensor = self.eh_proj(torch.cat([self.enorm(next_BTD), self.hnorm(hidden_BTD)], dim=-1))
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), positions_BT, None)  # type: ignore[operator]
-        x_BTD = x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))  # type: ignore[operator]
-        y_BTD: Tensor = self.shared_head.norm(x_BTD)
+        x_BTD = self.eh_proj(torch.cat([self.enorm(next_BTD), self.hnorm(hidden_BTD)], dim=-1))
+        y_BTD: Tensor = self.shared_head.norm(self.block(x_BTD, positions_BT, None))
         return y_BTD
+
+    @property
+    def block(self) -> nn.Module:
+        """The decoder block in it."""
+        return self._block[0]
 
 
 class TrainableHead(nn.ModuleDict):

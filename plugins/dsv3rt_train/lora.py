@@ -40,6 +40,8 @@ class LoraSettings:
             raise UsageError(f"cannot adapt {', '.join(unknown) or 'nothing'}", fix=f"known: {', '.join(TARGETS)}")
         if self.rank < 1:
             raise UsageError(f"LoRA rank {self.rank} is not positive", fix="give at least 1")
+        if not 0 < self.alpha < float("inf"):
+            raise UsageError(f"LoRA alpha {self.alpha:g} makes no sense", fix="give a number above 0, such as 16")
 
     @property
     def scale(self) -> float:

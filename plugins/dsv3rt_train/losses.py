@@ -54,7 +54,7 @@ def compute(
 
     # position t: hidden state at t (after the final norm, as drafting will pass it), token t+1, target t+2
     if observer is not None:
-        observer.real_BT = batch.real_BT[:rows, 1:]
+        observer.real_BT = batch.real_BT[:rows, 1:].contiguous()
     next_BTD = model.decoder.model.embed_tokens(ids_BT[:rows, 1:].contiguous())
     predicted_BTD = model.prediction(normed_BTD[:rows, :-1].contiguous(), next_BTD, positions_BT[:rows, :-1])
     asked2_BT = F.pad(learn_BT[:rows, 2:], (0, 1))
@@ -102,7 +102,7 @@ def compute_drafts(
     for d in range(applications):
         end = ids_BT.shape[1] - 1 - d
         if observer is not None:
-            observer.real_BT = batch.real_BT[:, 1 + d :]
+            observer.real_BT = batch.real_BT[:, 1 + d :].contiguous()
         next_BTD = model.decoder.model.embed_tokens(ids_BT[:, 1 + d :].contiguous())
         h_BTD = module(h_BTD[:, :end].contiguous(), next_BTD, positions_BT[:, d : d + end])
         place_BT = row_BT[:, 1 + d :]

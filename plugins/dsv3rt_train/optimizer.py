@@ -1,9 +1,8 @@
 """AdamW, and Muon for the matrices inside the layers (K. Jordan, 2024; scaled as in "Muon is Scalable", arXiv
 2502.16982).
 
-Muon replaces a matrix's momentum by the nearest orthogonal matrix (Newton-Schulz iteration), times 0.2 sqrt(max(rows,
-columns)) so that
-one learning rate serves both.
+Muon replaces a matrix's momentum by the nearest orthogonal matrix (Newton-Schulz iteration), times
+0.2 sqrt(max(rows, columns)) so that one learning rate serves both.
 """
 
 from __future__ import annotations

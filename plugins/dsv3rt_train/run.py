@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsv3rt.assembly import parse_device
 from dsv3rt.config import ModelConfig
 from dsv3rt.errors import UsageError, UserError
 from dsv3rt.plugin_manager import Plugins, discover
@@ -107,6 +108,7 @@ class Plan:
 
 def train(plan: Plan, report: Callable[[Metrics], None] | None = None) -> dict[str, Any]:
     """Run to the end and export. Raises UserError."""
+    parse_device(plan.device)
     if plan.threads is not None:
         torch.set_num_threads(plan.threads)
     raw = json.loads(plan.config_file().read_text())

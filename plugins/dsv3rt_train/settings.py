@@ -6,6 +6,27 @@ from dataclasses import dataclass
 
 from dsv3rt.errors import UsageError
 
+_MUCH = 1e9
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "steps": (1, _MUCH),
+    "warmup": (0, _MUCH),
+    "decay_share": (0, 1),
+    "final_lr": (0, 1),
+    "lr": (1e-9, _MUCH),
+    "weight_decay": (0, _MUCH),
+    "clip": (1e-9, _MUCH),
+    "tokens": (16, _MUCH),
+    "micro_batches": (1, _MUCH),
+    "mtp_weight": (0, _MUCH),
+    "mtp_weight_late": (0, _MUCH),
+    "mtp_share": (0, 1),
+    "seed": (0, _MUCH),
+    "drafts": (0, _MUCH),
+    "bias_speed": (0, _MUCH),
+    "balance_weight": (0, _MUCH),
+}
+"""Least and greatest value of every number that has them."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -40,11 +61,15 @@ class Settings:
     bf16: bool = False
     """Run products under bfloat16 autocast; weights and optimizer stay float32."""
     compile: bool = False
-    """torch.compile attention."""
+    """torch.compile the blocks."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.tokens < 16 or self.micro_batches < 1:
-            raise UsageError("steps, tokens and micro-batches must be positive", fix="give larger numbers")
+        for name, (least, most) in _BOUNDS.items():
+            value = getattr(self, name)
+            # also false for what is no number
+            if not least <= value <= most:
+                reach = f"from {least:g} to {most:g}" if most < _MUCH else f"not below {least:g}"
+                raise UsageError(f"{name.replace('_', '-')} {value:g} makes no sense", fix=f"give a number {reach}")
         if self.optimizer not in ("muon", "adamw"):
             raise UsageError(f"unknown optimizer {self.optimizer!r}", fix="known: muon, adamw")
 

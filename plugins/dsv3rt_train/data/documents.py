@@ -88,20 +88,28 @@ def parse_lines(paths: Iterable[Path]) -> Iterator[tuple[str, Mapping[str, Any]]
     for path in paths:
         if not path.is_file():
             raise UserError(f"{path} does not exist", fix="name .jsonl or .txt files")
-        with path.open(encoding="utf-8") as file:
-            if path.suffix == ".txt":
-                yield from ((str(path), {"text": paragraph}) for paragraph in _paragraphs(file))
+        try:
+            yield from _parse(path)
+        except UnicodeDecodeError:
+            raise UserError(f"{path} is not UTF-8 text", fix="convert it, e.g. with iconv") from None
+
+
+def _parse(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """`parse_lines` of one file; also UnicodeDecodeError."""
+    with path.open(encoding="utf-8") as file:
+        if path.suffix == ".txt":
+            yield from ((str(path), {"text": paragraph}) for paragraph in _paragraphs(file))
+            return
+        for number, line in enumerate(file, 1):
+            if not line.strip():
                 continue
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise UserError(f"{path}:{number} is not JSON: {error.msg}", fix="one JSON object a line") from None
-                if not isinstance(record, dict):
-                    raise UserError(f"{path}:{number} is not a JSON object", fix="one JSON object a line")
-                yield f"{path}:{number}", record
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}:{number} is not JSON: {error.msg}", fix="one JSON object a line") from None
+            if not isinstance(record, dict):
+                raise UserError(f"{path}:{number} is not a JSON object", fix="one JSON object a line")
+            yield f"{path}:{number}", record
 
 
 def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
@@ -116,7 +124,19 @@ def read_records(paths: Iterable[Path]) -> Iterator[Mapping[str, Any]]:
     for where, record in parse_lines(paths):
         if not ({"messages", "text"} & record.keys()):
             raise UserError(f'{where} has neither "messages" nor "text"', fix="see `dsv3rt train run --help`")
+        if not (_are_messages(record["messages"]) if "messages" in record else isinstance(record["text"], str)):
+            forms = '{"messages": [{"role": ..., "content": ...}]} or {"text": ...}, all of them text'
+            raise UserError(f"{where} holds something else than text", fix=f"write {forms}")
         yield record
+
+
+def _are_messages(value: Any) -> bool:
+    """Whether this is a conversation: roles and contents, all of them text."""
+    if not isinstance(value, list):
+        return False
+    return all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in value
+    )
 
 
 def texts_of(records: Iterable[Mapping[str, Any]]) -> Iterator[str]:

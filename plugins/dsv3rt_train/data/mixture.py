@@ -1,10 +1,8 @@
 """The bundled checkpoint's diet: which kinds of conversation, how many of each, and what is held out of training.
 
 A conversation is a list of messages as chat templates take them. Held out are: one pair of summands in twelve; for
-every fact and
-gloss the question forms that `is_held_out` picks (the fact itself is learnt from its other forms); and everything
-drawn from the
-held-out seed, such as stories.
+every fact and gloss the question forms that `is_held_out` picks (the fact itself is learnt from its other forms); and
+everything drawn from the held-out seed, such as stories.
 """
 
 from __future__ import annotations

@@ -82,12 +82,15 @@ class TrainableModel:
         return named
 
 
-def one_graph_for_all_layers() -> contextlib.AbstractContextManager[None]:
-    """Compiled blocks take the number of their layer as an input; other shapes of batches never end in an error."""
-    patched: contextlib.AbstractContextManager[None] = torch._dynamo.config.patch(
-        allow_unspec_int_on_nn_module=True, recompile_limit=64
-    )
-    return patched
+@contextlib.contextmanager
+def one_graph_for_all_layers() -> Iterator[None]:
+    """What `compile` needs while the model runs: the number of a layer is an input, batches as long as wide are nothing
+    special, and no shape ends in an error."""
+    with (
+        torch._dynamo.config.patch(allow_unspec_int_on_nn_module=True, recompile_limit=64),
+        torch.fx.experimental._config.patch(use_duck_shape=False),  # type: ignore[attr-defined]
+    ):
+        yield
 
 
 def _quantization(fp8: bool, lora: LoraSettings | None) -> str:

@@ -85,11 +85,16 @@ def test_run_resume_export_plot(cli: click.Group, material: Path) -> None:
 
 def test_user_errors(cli: click.Group, material: Path) -> None:
     runner = CliRunner()
+    (material / "odd.jsonl").write_text('{"messages": [{"role": "user"}]}')
     for arguments, words in [
         (["train", "run", "o", "-d", material / "data.jsonl", "--steps", 1], "--config"),
         (["train", "run", "o", "-d", "nothing.jsonl", "--steps", 1, "--from", material], "nothing.jsonl"),
         (["train", "export", material, "o"], "no save"),
         (["train", "plot", material], "metrics"),
+        (["train", "run", "o", "-d", material / "odd.jsonl", "--steps", 1, "--from", material], "odd.jsonl:1"),
+        (["train", "run", "o", "-d", "x", "--steps", 1, "--from", material, "--decay-share", 2], "decay-share 2"),
+        (["train", "run", "o", "-d", "x", "--steps", 1, "--from", material, "--lr", "nan"], "lr nan"),
+        (["train", "run", "o", "-d", "x", "--steps", 1, "--from", material, "--device", "toaster"], "toaster"),
         (["train", "recipe", "bundled", "o", "--wordnet", material], "wordnet-base"),
     ]:
         result = runner.invoke(cli, list(map(str, arguments)))

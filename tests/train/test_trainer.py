@@ -100,6 +100,7 @@ def test_stopped_and_resumed_equals_never_stopped(start: Start, tmp_path: Path) 
         assert torch.equal(tensor, _weights(second)[name]), name
 
 
+@pytest.mark.slow
 def test_compiled_steps_are_the_same_and_resume_exactly(start: Start, tmp_path: Path) -> None:
     start(tmp_path / "plain", SHORT).run(save_every=100)
     compiled = replace(SHORT, compile=True)

@@ -3,6 +3,7 @@ is absent.
 
     python bench/compare_llama_cpp.py --preset small --layers 0 [--llama-cpp FOLDER] [--prompt-tokens 512] [--gen-tokens
     64]
+    python bench/compare_llama_cpp.py --checkpoint checkpoints/dsv3rt-mini [--llama-cpp FOLDER]
 
 llama.cpp comes from the PyPI source package `llama-cpp-python`: unpack it, then in its `vendor/llama.cpp`
 
@@ -12,6 +13,9 @@ and give that folder. Its converter needs the Python package `gguf` (in `gguf-py
 the official layout are made (bf16; FP8 by `dsv3rt quantize`, once with the head in 16 bits as official checkpoints have
 it and once with `--head`, since Q8_0 quantizes the head too), converted to GGUF (bf16 and Q8_0), and both programs are
 timed in turn, twice.
+
+A checkpoint is timed as it is, once without and once with its prediction head, one draft a step; llama.cpp, whose speed
+does not depend on weights and which has no such head, gets random ones of the same config in Q8_0.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+DRAFTING = "checkpoint, drafting"
 PAIRS = {"fp8": "q8_0", "fp8-head": "q8_0", "bf16": "bf16"}
 """Our checkpoint -> the GGUF file it is compared with."""
 
@@ -43,7 +48,8 @@ def main() -> int:
         if options.work is None:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         else:
-            work = Path(options.work) / f"{options.preset}-{options.layers or 'all'}"
+            name = Path(options.checkpoint).resolve().name if options.checkpoint else options.preset
+            work = Path(options.work) / f"{name}-{options.layers or 'all'}"
             work.mkdir(parents=True, exist_ok=True)
         checkpoints = make_checkpoints(work, options)
         models = convert(folder, checkpoints["bf16"], work)
@@ -55,6 +61,7 @@ def main() -> int:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="small")
+    parser.add_argument("--checkpoint", help="a folder in the official layout instead of random weights")
     parser.add_argument("--layers", type=int, default=0, help="cut the preset to so many layers; 0: all")
     parser.add_argument("--llama-cpp", default=os.environ.get("LLAMA_CPP"), help="folder of llama.cpp [env LLAMA_CPP]")
     parser.add_argument("--prompt-tokens", type=int, default=512)
@@ -105,12 +112,17 @@ def make_checkpoints(work: Path, options: argparse.Namespace) -> dict[str, Path]
     from dsv3rt.testing import preset, random_checkpoint
 
     bf16, fp8, head = work / "bf16", work / "fp8", work / "fp8-head"
-    config = dict(preset(options.preset, layers=options.layers or None, mtp=0))
+    if options.checkpoint:
+        config = json.loads((Path(options.checkpoint) / "config.json").read_text()) | {"num_nextn_predict_layers": 0}
+    else:
+        config = dict(preset(options.preset, layers=options.layers or None, mtp=0))
     if config.get("q_lora_rank") is None and config["num_hidden_layers"] != 27:
         config["q_lora_rank"] = config["hidden_size"] // 2
     if not bf16.exists():
         with replacing(bf16) as folder:
             random_checkpoint(folder, config, fp8=False, tokenizer=True)
+    if options.checkpoint:
+        return {"bf16": bf16} | dict.fromkeys(("checkpoint", DRAFTING), Path(options.checkpoint))
     if not fp8.exists():
         with replacing(fp8) as folder:
             dsv3rt("quantize", str(bf16), str(folder))
@@ -141,20 +153,25 @@ def convert(folder: Path, checkpoint: Path, work: Path) -> dict[str, Path]:
 
 def llama(bench: Path, model: Path, options: argparse.Namespace) -> dict[str, float]:
     words = ["-m", str(model), "-t", str(options.threads), "-r", str(options.repeat), "-o", "json"]
-    words += ["-p", str(options.prompt_tokens), "-n", str(options.gen_tokens)]
-    rows = json.loads(run([str(bench), *words]))
-    return {"prefill_tps" if row["n_prompt"] else "decode_tps": row["avg_ts"] for row in rows}
+    phases = {
+        "prefill_tps": ["-p", str(options.prompt_tokens), "-n", "0"],
+        # after the prompt, as ours: its default is an empty context
+        "decode_tps": ["-p", "0", "-n", str(options.gen_tokens), "-d", str(options.prompt_tokens)],
+    }
+    return {phase: json.loads(run([str(bench), *words, *what]))[0]["avg_ts"] for phase, what in phases.items()}
 
 
-def ours(checkpoint: Path, options: argparse.Namespace) -> dict[str, Any]:
+def ours(checkpoint: Path, drafts: int, options: argparse.Namespace) -> dict[str, Any]:
     words = ["bench", str(checkpoint), "--prompt-tokens", str(options.prompt_tokens)]
-    words += ["--gen-tokens", str(options.gen_tokens), "--repeat", str(options.repeat), "--head", "none"]
+    words += ["--gen-tokens", str(options.gen_tokens), "--repeat", str(options.repeat)]
+    words += ["--draft-tokens", str(drafts)] if drafts else ["--head", "none"]
     report = dsv3rt(*words, threads=options.threads)
     return {
         "prefill_tps": report["prefill_tps"]["median"],
         "decode_tps": report["decode_tps"]["median"],
         "bandwidth_fraction": report["bandwidth_fraction"],
         "machine_read_gbs": report["machine_read_gbs"],
+        "acceptance": report["speculation"]["acceptance"],
     }
 
 
@@ -162,9 +179,18 @@ def compare(
     bench: Path, checkpoints: dict[str, Path], models: dict[str, Path], options: argparse.Namespace
 ) -> dict[str, Any]:
     """Both in turn, twice; the better of two for each, so that a disturbance hits neither alone."""
-    result: dict[str, Any] = {"preset": options.preset, "layers": options.layers, "threads": options.threads}
-    for mine, theirs in PAIRS.items() if options.only is None else [(options.only, PAIRS[options.only])]:
-        rounds = [(ours(checkpoints[mine], options), llama(bench, models[theirs], options)) for _ in range(2)]
+    result: dict[str, Any] = {"threads": options.threads}
+    if options.checkpoint:
+        result["checkpoint"] = options.checkpoint
+        pairs = dict.fromkeys(("checkpoint", DRAFTING), "q8_0")
+    else:
+        result |= {"preset": options.preset, "layers": options.layers}
+        pairs = PAIRS if options.only is None else {options.only: PAIRS[options.only]}
+    for mine, theirs in pairs.items():
+        rounds = [
+            (ours(checkpoints[mine], int(mine == DRAFTING), options), llama(bench, models[theirs], options))
+            for _ in range(2)
+        ]
         best = {
             side: {phase: max(pair[index][phase] for pair in rounds) for phase in ("prefill_tps", "decode_tps")}
             for index, side in enumerate(("dsv3rt", "llama_cpp"))

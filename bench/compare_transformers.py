@@ -2,8 +2,10 @@
 when transformers is absent.
 
     python bench/compare_transformers.py CHECKPOINT [--prompt-tokens 512] [--gen-tokens 32] [--repeat 3]
+    python bench/compare_transformers.py CHECKPOINT --compile [--dtype float32]
 
-Each is timed in a process of its own, greedily, batch 1; the median of the repeats.
+Each is timed in a process of its own, greedily, batch 1; the median of the repeats. With `--compile` its decode steps
+are compiled as whole graphs, with a static cache and the one form of its experts that allows it for single tokens.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ def main() -> int:
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--gen-tokens", type=int, default=32)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--compile", action="store_true", help="torch.compile transformers' decode steps")
+    parser.add_argument("--dtype", default="bfloat16", help="of transformers' weights")
     parser.add_argument("--only", action="store_true", help="time transformers alone, in this process")
     options = parser.parse_args()
     if importlib.util.find_spec("transformers") is None:
@@ -53,19 +57,28 @@ def run(command: list[str]) -> dict[str, Any]:
 def theirs(options: argparse.Namespace) -> dict[str, float]:
     """Prefill and decoding in tokens/s, stepped by hand: `generate` would add its own cost to each token."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, StaticCache
 
-    model = AutoModelForCausalLM.from_pretrained(options.checkpoint, dtype=torch.bfloat16).eval()
+    experts = {"experts_implementation": "batched_mm"} if options.compile else {}
+    dtype = getattr(torch, options.dtype)
+    model = AutoModelForCausalLM.from_pretrained(options.checkpoint, dtype=dtype, **experts).eval()
+    step = torch.compile(model.forward, fullgraph=True, dynamic=False) if options.compile else model
+    cache = StaticCache(model.config, options.prompt_tokens + options.gen_tokens) if options.compile else None
     prefill, decode = [], []
     with torch.inference_mode():
         for _ in range(options.repeat + 1):  # the first one warms up
             ids = torch.randint(0, model.config.vocab_size, (1, options.prompt_tokens))
+            positions = torch.arange(options.prompt_tokens + options.gen_tokens)[None]
+            if cache is not None:
+                cache.reset()
             begin = time.perf_counter()
-            out = model(ids, use_cache=True, logits_to_keep=1)
+            out = model(
+                ids, past_key_values=cache, position_ids=positions[:, : ids.shape[1]], use_cache=True, logits_to_keep=1
+            )
             first = time.perf_counter()
-            for _ in range(options.gen_tokens):
+            for position_11 in positions[:, ids.shape[1] :].split(1, dim=1):
                 token = out.logits[:, -1:].argmax(-1)
-                out = model(token, past_key_values=out.past_key_values, use_cache=True)
+                out = step(token, past_key_values=out.past_key_values, position_ids=position_11, use_cache=True)
             prefill.append(options.prompt_tokens / (first - begin))
             decode.append(options.gen_tokens / (time.perf_counter() - first))
     return {"prefill_tps": statistics.median(prefill[1:]), "decode_tps": statistics.median(decode[1:])}

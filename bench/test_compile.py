@@ -43,14 +43,16 @@ STARTING = Path(__file__).parent / "starting.py"
 BUNDLED = Path(__file__).parents[1] / "checkpoints" / "dsv3rt-mini"
 
 
-@pytest.mark.parametrize("model", ["bundled", "27 layers"])
+@pytest.mark.parametrize("model", ["bundled", "27 layers", "small"])
 def test_a_start(benchmark: Any, tmp_path: Path, model: str) -> None:
-    """A start with no graphs and the next one; `extra_info` has the seconds from the start of each process. Native
-    kernels are there, as after an installation; torch's own precompiled headers are as they were."""
+    """A start with an empty cache and the next one; `extra_info` has the seconds from the start of each process. Native
+    kernels are there, as after an installation."""
     if os.environ.get("DSV3RT_BENCH_COMPILE") == "off":
         pytest.skip("nothing is to be compiled")
     checkpoint = BUNDLED
-    if model != "bundled":
+    if model == "small":
+        checkpoint = random_checkpoint(tmp_path / "model", preset("small"), fp8=True)
+    elif model != "bundled":
         checkpoint = random_checkpoint(tmp_path / "model", preset("tiny", layers=27))
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "kernels").symlink_to(cache_folder.root() / "kernels")

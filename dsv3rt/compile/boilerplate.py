@@ -24,6 +24,7 @@ import torch
 import torch._inductor.codecache as codecache
 import torch._inductor.codegen.cpp_wrapper_cpu as generator
 from torch._inductor.cpp_builder import CppBuilder
+from torch.utils._filelock import FileLock
 
 from dsv3rt import cache_folder
 
@@ -64,9 +65,10 @@ def compiled_once(common: Path, scratch: Path) -> Iterator[None]:
             build(builder)
             options = (builder._compiler, builder._cflags_args, builder._definitions_args, text)
             other = kept / f"interface-{hashlib.sha256(repr(options).encode()).hexdigest()[:16]}.o"
-            if not other.exists():
-                with _making(place, kept) as folder:
-                    os.replace(_interface_object(builder, build, folder, text), other)
+            with FileLock(f"{other}.lock"):
+                if not other.exists():
+                    with _making(place, kept) as folder:
+                        os.replace(_interface_object(builder, build, folder, text), other)
             _join(builder, other)
         else:
             build(builder)

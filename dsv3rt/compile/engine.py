@@ -72,7 +72,8 @@ class Engine:
         self._blocks = mode != "off" and not observed
         self._whole = self._blocks and (mode == "full" or (mode != "block" and weights <= WHOLE_UP_TO_BYTES))
         if jobs is None:
-            jobs = max(1, (os.cpu_count() or 1) // (1 if mode == "wait" else 2))
+            cores = os.cpu_count() or 1
+            jobs = cores if mode == "wait" else min(cores, max(2, cores // 2))
         self._deep = len(decoder.model.layers) > WHOLE_FIRST_UP_TO_LAYERS
         compiler = Compiler(GraphStore(cache_folder), torch.get_num_threads(), min(jobs, 4))
         self._shared = Shared(compiler, LiveCompiler(), wait=mode == "wait")

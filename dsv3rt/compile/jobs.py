@@ -15,6 +15,8 @@ from dsv3rt.compile.spec import GraphSpec
 from dsv3rt.compile.store import GraphStore
 
 LENGTH = struct.Struct("<Q")
+READY = b"ready\n"
+"""The side process's first line: it has imported what it needs."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from typing import Any
 from torch import Tensor
 
 from dsv3rt import cache_folder
-from dsv3rt.compile.jobs import Answer, Job, send
+from dsv3rt.compile.jobs import READY, Answer, Job, send
 from dsv3rt.compile.spec import GraphSpec
 from dsv3rt.compile.store import COMMON, Entry, GraphStore
 
@@ -64,6 +64,8 @@ class Compiler:
         self._queue: list[tuple[int, int, Job]] = []
         self._order = itertools.count()
         self._running = 0
+        self._ready = False
+        """Whether the side process takes jobs. Until then more urgent ones may still come."""
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._process: subprocess.Popen[bytes] | None = None
@@ -128,8 +130,9 @@ class Compiler:
 
     @property
     def making(self) -> int:
-        """How many graphs are being made at this moment."""
-        return self._running
+        """How many graphs are being made at this moment, or the side process on its way counted as one."""
+        starting = self.started is not None and not self._ready and not self._closed
+        return self._running or int(starting)
 
     def close(self) -> None:
         """Stop at once, in the middle of what is being made."""
@@ -148,7 +151,7 @@ class Compiler:
         assert process.stdin is not None
         while True:
             with self._lock:
-                while not self._closed and not (self._queue and self._running < self.jobs):
+                while not self._closed and not (self._ready and self._queue and self._running < self.jobs):
                     self._changed.wait()
                 if self._closed:
                     return
@@ -182,6 +185,9 @@ class Compiler:
     def _listen(self, process: subprocess.Popen[bytes]) -> None:
         """Thread: take the answers."""
         assert process.stdout is not None
+        with self._lock:
+            self._ready = process.stdout.readline() == READY
+            self._changed.notify_all()
         for line in process.stdout:
             answer = Answer.read(line)
             if answer.no_room is not None:

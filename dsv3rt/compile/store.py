@@ -98,6 +98,7 @@ class GraphStore:
     def building(self) -> Iterator[Path]:
         """A scratch folder in the store, removed afterwards."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        cache_folder.sweep(self.folder, _BUILDING, _REMOVING)
         with cache_folder.scratch(_BUILDING, self.folder) as path:
             yield Path(path)
 

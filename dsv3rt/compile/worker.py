@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from dsv3rt import cache_folder
-from dsv3rt.compile.jobs import Answer, Job, receive
+from dsv3rt.compile.jobs import READY, Answer, Job, receive
 
 NICENESS = 10
 _SCRATCH = "dsv3rt-compile-"
@@ -99,6 +99,7 @@ def main() -> None:
         import torch.export
 
         torch.set_num_threads(1)
+        os.write(out, READY)
         children = _Children(out, Path(scratch))
         while (job := receive(sys.stdin.buffer)) is not None:
             children.start(job)

@@ -73,6 +73,7 @@ class Engine:
         self._whole = self._blocks and (mode == "full" or (mode != "block" and weights <= WHOLE_UP_TO_BYTES))
         if jobs is None:
             cores = os.cpu_count() or 1
+            # two at least: they run at low priority, and beside a quick reader most of the machine is free
             jobs = cores if mode == "wait" else min(cores, max(2, cores // 2))
         self._deep = len(decoder.model.layers) > WHOLE_FIRST_UP_TO_LAYERS
         compiler = Compiler(GraphStore(cache_folder), torch.get_num_threads(), min(jobs, 4))

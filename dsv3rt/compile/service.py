@@ -141,6 +141,7 @@ class Compiler:
             self._queue.clear()
             self._changed.notify_all()
             process = self._process
+        atexit.unregister(self._leave)
         if process is not None:
             _end(process)
         self._give_up("stopped")
@@ -155,13 +156,23 @@ class Compiler:
                     self._changed.wait()
                 if self._closed:
                     return
-                _, _, job = heapq.heappop(self._queue)
-                self._running += 1
+                job = self._next()
             try:
                 send(job, process.stdin)
             except OSError as error:
                 self._give_up(f"the compiling process cannot be used: {error}")
                 return
+
+    def _next(self) -> Job:
+        self._running += 1
+        return heapq.heappop(self._queue)[2]
+
+    def _leave(self) -> None:
+        """The program ends before the side process was ready: it makes what is most urgent, for the next start."""
+        with self._lock, contextlib.suppress(OSError):
+            while self._process is not None and not self._ready and self._queue and self._running < self.jobs:
+                assert self._process.stdin is not None
+                send(self._next(), self._process.stdin)
 
     def _start(self) -> subprocess.Popen[bytes]:
         paths = os.pathsep.join(str(Path(path).absolute()) for path in sys.path)
@@ -177,6 +188,8 @@ class Compiler:
         )
         if cache_folder.stands_in():
             atexit.register(_end, process)  # what it makes is for nobody else
+        else:
+            atexit.register(self._leave)
         with self._lock:
             self._process = process
         threading.Thread(target=self._listen, args=(process,), daemon=True).start()
@@ -185,8 +198,9 @@ class Compiler:
     def _listen(self, process: subprocess.Popen[bytes]) -> None:
         """Thread: take the answers."""
         assert process.stdout is not None
+        ready = process.stdout.readline() == READY
         with self._lock:
-            self._ready = process.stdout.readline() == READY
+            self._ready = ready
             self._changed.notify_all()
         for line in process.stdout:
             answer = Answer.read(line)

@@ -44,7 +44,9 @@ def _run_forked(job: Job, out: int, scratch: Path) -> int:
         os.environ.update(TMPDIR=own, TORCHINDUCTOR_CACHE_DIR=f"{own}/inductor")
         job.run(Path(own))
     except BaseException as caught:
-        error = " ".join(f"{type(caught).__name__}: {caught}".split())[-2000:]
+        error = " ".join(f"{type(caught).__name__}: {caught}".split())
+        if len(error) > 2000:  # a compiler's command, and at its end what it says
+            error = f"{error[:1000]} ... {error[-1000:]}"
         refused = not isinstance(caught, OSError)
     _answer(out, Answer(job.key, round(time.perf_counter() - started, 3), error, refused))
     os._exit(0)

@@ -138,6 +138,20 @@ def test_who_asked_is_killed(tmp_path: Path) -> None:
     assert call(asked) and asked.shared.compiler.started is None
 
 
+def test_who_asked_ends_at_once(tmp_path: Path) -> None:
+    """Before the side process has imported its compiler."""
+    code = "; ".join(
+        [
+            f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}]",
+            "from pathlib import Path; import test_side_process as given",
+            "given.program(Path(sys.argv[1])).prepare(given.X_ND)",
+        ]
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60)
+    assert not GraphStore(tmp_path).entries()
+    until(lambda: len(GraphStore(tmp_path).entries()) == 1 and left_in(tmp_path) == [])
+
+
 def until(reached: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
     while not reached():

@@ -100,6 +100,7 @@ class Compiler:
             if self.started is None:
                 self.started = time.perf_counter()
                 threading.Thread(target=self._feed, daemon=True).start()
+                atexit.register(self._leave)
             self._changed.notify_all()
         return ticket
 
@@ -170,6 +171,7 @@ class Compiler:
     def _leave(self) -> None:
         """The program ends before the side process was ready: it makes what is most urgent, for the next start."""
         with self._lock, contextlib.suppress(OSError):
+            self._changed.wait_for(lambda: self._process is not None, timeout=1)
             while self._process is not None and not self._ready and self._queue and self._running < self.jobs:
                 assert self._process.stdin is not None
                 send(self._next(), self._process.stdin)
@@ -188,10 +190,9 @@ class Compiler:
         )
         if cache_folder.stands_in():
             atexit.register(_end, process)  # what it makes is for nobody else
-        else:
-            atexit.register(self._leave)
         with self._lock:
             self._process = process
+            self._changed.notify_all()
         threading.Thread(target=self._listen, args=(process,), daemon=True).start()
         return process
 

@@ -23,9 +23,9 @@ NICENESS = 10
 _SCRATCH = "dsv3rt-compile-"
 
 
-def _answer(out: int, answer: Answer) -> None:
+def _say(out: int, line: bytes) -> None:
     with contextlib.suppress(BrokenPipeError):  # nobody listens any more; the entry is in the store all the same
-        os.write(out, answer.line())
+        os.write(out, line)
 
 
 def _run_forked(job: Job, out: int, scratch: Path) -> int:
@@ -48,7 +48,7 @@ def _run_forked(job: Job, out: int, scratch: Path) -> int:
         if len(error) > 2000:  # a compiler's command, and at its end what it says
             error = f"{error[:1000]} ... {error[-1000:]}"
         refused = not isinstance(caught, OSError)
-    _answer(out, Answer(job.key, round(time.perf_counter() - started, 3), error, refused))
+    _say(out, Answer(job.key, round(time.perf_counter() - started, 3), error, refused).line())
     os._exit(0)
 
 
@@ -75,7 +75,7 @@ class _Children:
             key = self.running.pop(pid, None)
             if key is not None and status:
                 reason = f"the compiler ended with status {os.waitstatus_to_exitcode(status)}"
-                _answer(self.out, Answer(key, 0.0, reason))
+                _say(self.out, Answer(key, 0.0, reason).line())
 
     def wait(self) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -101,7 +101,7 @@ def main() -> None:
         import torch.export
 
         torch.set_num_threads(1)
-        os.write(out, READY)
+        _say(out, READY)
         children = _Children(out, Path(scratch))
         while (job := receive(sys.stdin.buffer)) is not None:
             children.start(job)

@@ -44,7 +44,7 @@ def warm() -> Iterator[Runtime]:
         answer(runtime, draw, draw.choice(LENGTHS[:6]), 12, drafts, settings)
     for length in LENGTHS:
         answer(runtime, draw, length, 2, 1, SETTINGS[0])
-    assert runtime.engine.wait(240)
+    assert runtime.engine.wait(600)
     yield runtime
     runtime.engine.close()
 
@@ -60,6 +60,7 @@ def answer(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_2000_tokens_of_all_kinds(warm: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the engine's own count, by torch's, and by what modules that have graphs are called."""
     counters = warm.engine.counters

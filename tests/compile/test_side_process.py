@@ -146,7 +146,7 @@ def test_who_asked_ends_at_once(tmp_path: Path) -> None:
             "given.program(Path(sys.argv[1])).prepare(given.X_ND)",
         ]
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120)
     assert not GraphStore(tmp_path).entries()
     until(lambda: len(GraphStore(tmp_path).entries()) == 1 and left_in(tmp_path) == [])
 
@@ -162,7 +162,7 @@ def test_no_room_costs_one_line(tmp_path: Path) -> None:
     """Files of more than a few kilobytes cannot be written: the same as on a full disk. Nobody waits for the rest."""
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))"
     with asker(tmp_path, limit) as process:
-        out, errors = process.communicate("go\n", timeout=60)
+        out, errors = process.communicate("go\n", timeout=120)
     assert json.loads(out) == [False, False]
     assert [("stays so: File too large" in line, str(tmp_path) in line) for line in errors.splitlines()] == [
         (True, True)

@@ -130,7 +130,9 @@ def tokenizer(out: Path, data: tuple[Path, ...], vocab_size: int, max_length: in
     help="How products round.",
 )
 @click.option(
-    "--compile", is_flag=True, help="torch.compile the blocks: a minute of compiling, then steps about a tenth quicker."
+    "--compile",
+    is_flag=True,
+    help="torch.compile the blocks: a minute or two of compiling, then steps up to a tenth quicker.",
 )
 @click.option("--attention", metavar="NAME[:K=V,...]", help="Plugin for the attention slot.")
 @click.option("--routing", metavar="NAME[:K=V,...]", help="Plugin for the routing slot.")

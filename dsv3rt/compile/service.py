@@ -90,8 +90,7 @@ class Compiler:
             ticket.error = "compiling has stopped"
             ticket.done.set()
             return ticket
-        folder, common = self._made.folder, cache_folder.writable(cache_folder.root() / COMMON)
-        job = Job(key, pack(), spec, self.threads, folder, self.store.limit_bytes, common)
+        job = Job(key, pack(), spec, self.threads, self._made.folder, self.store.limit_bytes, self._common)
         with self._lock:
             if key in self._tickets:
                 return self._tickets[key]
@@ -122,6 +121,11 @@ class Compiler:
     def _made(self) -> GraphStore:
         """Where new graphs go."""
         return self.store.to_write()
+
+    @functools.cached_property
+    def _common(self) -> Path:
+        """Where what graphs have in common is kept."""
+        return cache_folder.writable(cache_folder.root() / COMMON)
 
     @property
     def idle(self) -> bool:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dsv3rt.errors import UsageError, UserError
+from dsv3rt.model.ids import ints
 
 _FIRST_NUCLEI = (64, 1024)
 """How many of the likeliest tokens are looked at first, and then, when top-p alone cuts a whole vocabulary."""
@@ -190,7 +191,7 @@ class Sampler:
         penalty = self.params.repetition_penalty
         if penalty == 1 or len(history) == 0:
             return scores_V
-        seen = torch.tensor(sorted(set(history)), dtype=torch.int64, device=scores_V.device)
+        seen = ints(sorted(set(history)), scores_V.device)
         old = scores_V[seen]
         return scores_V.index_copy(0, seen, torch.where(old < 0, old * penalty, old / penalty))
 

@@ -1,10 +1,10 @@
 // Unpacking stored weights to float32, for one instruction set. Included by kernels.simd.cpp only.
 //
 // A format F is read STEP = VECTORS * W values at a time; F::order(i) is the index, within those values, of the one that comes out
-// as the i-th. F::vectors(p, i, out) gives the vectors i .. i + TOGETHER - 1 of a step that begins at p. Where F::STAGED, p is not the weights
-// but a buffer that F::stage(weights, p) has filled, STAGE bytes a value: the half of the work that is done once however many
-// tokens there are. Where F::SCALED, values come out times 1 / (F::UNIT * F::X_UNIT); activations are multiplied by X_UNIT when
-// they are arranged, scales by UNIT.
+// as the i-th. F::vectors(p, i, out) gives the vectors i .. i + TOGETHER - 1 of a step that begins at p: those that share the work
+// of unpacking. Where F::STAGED, p is not the weights but a buffer that F::stage(weights, p) has filled, STAGE bytes a value: the
+// half of the work that is done once however many tokens there are. Where F::SCALED, values come out times
+// 1 / (F::UNIT * F::X_UNIT); activations are multiplied by X_UNIT when they are arranged, scales by UNIT.
 #pragma once
 #include "dsv3rt_simd.h"
 #include "kernels.h"

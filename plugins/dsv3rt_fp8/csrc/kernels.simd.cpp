@@ -398,7 +398,9 @@ static void dot_format(const Matrix& w, int64_t first, int64_t rows, const float
                        int64_t y_stride, float* scratch) {
   if (tokens == 0) return;
   if (tokens == 1) return few<F, 1>(w, first, rows, x, y, y_stride);
-  if (tokens == 2 && F::TOGETHER == 1) return few<F, 2>(w, first, rows, x, y, y_stride);
+  if constexpr (F::TOGETHER == 1) {  // else two have too little room in the registers there
+    if (tokens == 2) return few<F, 2>(w, first, rows, x, y, y_stride);
+  }
   if (tokens <= SOME) return some<F>(w, first, rows, x, tokens, y, y_stride);
   for (int64_t t = 0; t < tokens;) {
     const int64_t count = share(tokens - t, CROWD);

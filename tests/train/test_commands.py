@@ -83,7 +83,8 @@ def test_run_resume_export_plot(cli: click.Group, material: Path) -> None:
     assert tuned["loss"] == pytest.approx(again["loss"], rel=0.2)
 
 
-def test_user_errors(cli: click.Group, material: Path) -> None:
+def test_user_errors(cli: click.Group, material: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # one of them is found only after the data were prepared in `o`
     runner = CliRunner()
     (material / "odd.jsonl").write_text('{"messages": [{"role": "user"}]}')
     for arguments, words in [

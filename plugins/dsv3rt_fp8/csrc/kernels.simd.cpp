@@ -28,26 +28,6 @@ static inline int64_t share(int64_t left, int64_t most) {
   return left <= most ? left : left < 2 * most ? (left + 1) / 2 : most;
 }
 
-// Sums over the lanes of four vectors; each in the order of v_sum.
-static inline void sum4(const V* v, float* out) {
-#if defined(DSV3RT_512) || defined(DSV3RT_IS_AVX2)
-  __m128 q[4];
-  for (int i = 0; i < 4; ++i) {
-#if defined(DSV3RT_512)
-    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256((__m512)v[i]), _mm512_extractf32x8_ps((__m512)v[i], 1));
-#else
-    const __m256 half = (__m256)v[i];
-#endif
-    q[i] = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-  }
-  const __m128 ab = _mm_add_ps(_mm_movelh_ps(q[0], q[1]), _mm_movehl_ps(q[1], q[0]));
-  const __m128 cd = _mm_add_ps(_mm_movelh_ps(q[2], q[3]), _mm_movehl_ps(q[3], q[2]));
-  _mm_storeu_ps(out, _mm_add_ps(_mm_shuffle_ps(ab, cd, 0x88), _mm_shuffle_ps(ab, cd, 0xDD)));
-#else
-  for (int i = 0; i < 4; ++i) out[i] = v_sum(v[i]);
-#endif
-}
-
 // The scales of a row: one for each block of columns.
 static inline const uint8_t* scales_of(const Matrix& w, int64_t row) {
   return w.scales + row / BLOCK * ((w.columns + BLOCK - 1) / BLOCK) * 4;

@@ -1,10 +1,10 @@
 // The operators mla_decode and mla_decode_fp8: latent attention of a few new tokens in the absorbed form.
 //
 // Legend: B sequences, T new tokens, H heads, C kv latent rank, R rope dims, A = C + R, P no-rope dims, Q = P + R, V value dims,
-// S cache capacity. See mla_kernels.h for rows, bundles, chunks.
+// S cache capacity. See mla_kernels.h for rows, lines, spans, chunks.
 //
 // One call: the new latents are normalised and written; queries are taken into the latent space (through W_uk, the upper P rows of
-// each head in kv_b_proj); chunks of the cache are attended to by whichever thread is free, and added up in the order of their
+// each head in kv_b_proj); spans of the cache are attended to by whichever thread is free, and added up in the order of their
 // positions; contexts leave the latent space (through W_uv, the lower V rows). So a token's result is the same, bit for bit, however
 // many tokens, threads or sequences there are beside it.
 #include <cmath>
@@ -72,20 +72,22 @@ struct Part {
 };
 
 // Position by position: x [R] rotated to halves, as `rotate` in dsv3rt/model/rope.py.
-void rotate(const float* x, const float* cos, const float* sin, const Call& call, float factor, float* out, int64_t out_step) {
+void rotate(const float* x, const float* cos, const float* sin, const Call& call, float factor, float* out) {
   const int64_t half = call.rope / 2;
   for (int64_t i = 0; i < half; ++i) {
     const float first = call.interleaved ? x[2 * i] : x[i], second = call.interleaved ? x[2 * i + 1] : x[half + i];
-    out[i * out_step] = (first * cos[i] - second * sin[i]) * factor;
-    out[(half + i) * out_step] = (second * cos[i] + first * sin[i]) * factor;
+    out[i] = (first * cos[i] - second * sin[i]) * factor;
+    out[half + i] = (second * cos[i] + first * sin[i]) * factor;
   }
 }
+
+// Rows whose sums are added up together, while other threads add theirs to other rows.
+constexpr int64_t BUNDLE = 16;
 
 struct Angles {};
 struct Queries {};
 struct Contexts {};
 struct Sums {};
-struct Visible {};
 struct Wide {};
 struct Rows {};
 struct Partial {};
@@ -95,8 +97,11 @@ class Decode {
  public:
   Decode(const Call& call, const Tensor& q, const Tensor& kv, const Tensor& norm, const Tensor& positions,
          const Tensor& inv_freq, const Matrix& kv_b, std::vector<Cache> caches)
-      : call_(call), k_(kernels()), width_(k_.width), bundles_((call.rows() + width_ - 1) / width_), kv_b_(kv_b),
-        caches_(std::move(caches)), out_(make_result(call)) {
+      : call_(call), k_(kernels()), rows_((call.rows() + GROUP - 1) / GROUP * GROUP),
+        bundles_((rows_ + BUNDLE - 1) / BUNDLE), width_(padded(call.latent)),
+        // an odd number of cache lines, so that a column of lines spreads over the sets of the cache
+        step_(((width_ + padded(call.rope)) / LANES | 1) * LANES), kv_b_(kv_b), caches_(std::move(caches)),
+        out_(make_result(call)) {
     q_ = q.floats("mla_decode: q must be contiguous float32 [B, T, H * (P + R)]");
     kv_ = kv.floats("mla_decode: kv must be contiguous float32 [B, T, C + R]");
     check(q.numel() == call.batch * call.rows() * (call.nope + call.rope), "mla_decode: q must be [B, T, H * (P + R)]");
@@ -105,35 +110,28 @@ class Decode {
     k_.widen(norm.data<char>(), stored(norm, "mla_decode: the norm's weight has an unknown dtype"), call.latent, norm_);
     read_positions(positions);
     find_angles(inv_freq.floats("mla_decode: inv_freq must be contiguous float32 [R / 2]"));
-    const int64_t bundles = call.batch * bundles_;
-    queries_ = scratch<Queries>(bundles * call.cached() * width_);
-    contexts_ = scratch<Contexts>(bundles * call.latent * width_);
-    sums_ = scratch<Sums>(bundles * 2 * width_);
-    visible_ = reinterpret_cast<int32_t*>(scratch<Visible>(bundles * width_));
-    std::memset(contexts_, 0, sizeof(float) * bundles * call.latent * width_);
-    if (call.rows() % width_)  // lanes without a row
-      for (int64_t b = 0; b < call.batch; ++b)
-        std::memset(query(b, bundles_ - 1), 0, sizeof(float) * call.cached() * width_);
-    for (int64_t b = 0; b < call.batch; ++b)
-      for (int64_t lane = 0; lane < bundles_ * width_; ++lane) {
-        const int64_t t = std::min(lane / call.heads, call.tokens - 1);
-        visible_[b * bundles_ * width_ + lane] = static_cast<int32_t>(positions_[b * call.tokens + t] + 1);
-      }
-    for (int64_t i = 0; i < bundles; ++i) std::fill_n(sums_ + 2 * i * width_, width_, NEVER);
-    for (int64_t i = 0; i < bundles; ++i) std::fill_n(sums_ + (2 * i + 1) * width_, width_, 0.0f);
-    turns_.reset(new std::atomic<int64_t>[bundles]);
-    for (int64_t i = 0; i < bundles; ++i) turns_[i].store(0, std::memory_order_relaxed);
+    const int64_t rows = call.batch * rows_;
+    queries_ = scratch<Queries>(rows * step_);
+    for (int64_t b = 0; b < call.batch; ++b) std::fill(query(b, call.rows()), query(b, rows_), 0.0f);
+    contexts_ = scratch<Contexts>(rows * width_);
+    most_ = scratch<Sums>(2 * rows);
+    total_ = most_ + rows;
+    std::fill_n(contexts_, rows * width_, 0.0f);
+    std::fill_n(most_, rows, NEVER);
+    std::fill_n(total_, rows, 0.0f);
+    turns_.reset(new std::atomic<int64_t>[call.batch * bundles_]);
+    for (int64_t i = 0; i < call.batch * bundles_; ++i) turns_[i].store(0, std::memory_order_relaxed);
   }
 
   Tensor run() {
-    const int64_t chunks = chunks_of(longest_);
+    const int64_t spans = spans_of(longest_);
     Tickets queries, attention, results;
     const int64_t weights = kv_b_.columns * call_.heads * (call_.nope + call_.value) * bytes_of(kv_b_.format);
-    const int64_t reads = longest_ * call_.cached() * 4 * bundles_;
+    const int64_t reads = longest_ * call_.cached() * call_.rows() / 2;
     const int64_t threads = dsv3rt::threads_for((weights + reads) * call_.batch);
     // a thread takes a head out that it took in, if it can: the head's rows are in its cache
     queries.reset(call_.batch * (call_.heads + 1), threads);
-    attention.reset(call_.batch * chunks);
+    attention.reset(call_.batch * spans);
     results.reset(call_.batch * call_.heads, threads);
     dsv3rt::parallel(threads, call_.tokens * call_.batch, [&](int64_t thread) {
       const auto enter = [&](int64_t i) {
@@ -146,7 +144,7 @@ class Decode {
       };
       queries.run(enter, thread);
       queries.wait();
-      attention.run([&](int64_t i) { attend(i / chunks, i % chunks); });
+      attention.run([&](int64_t i) { attend(i / spans, i % spans); });
       attention.wait();
       results.run([&](int64_t i) { take_out(i / call_.heads, i % call_.heads); }, thread);
     });
@@ -158,8 +156,8 @@ class Decode {
     const int64_t sizes[3] = {call.batch, call.tokens, call.heads * call.value};
     return Tensor::empty(sizes, 3, torch_api.float32);
   }
-  float* query(int64_t b, int64_t bundle) const { return queries_ + (b * bundles_ + bundle) * call_.cached() * width_; }
-  float* context(int64_t b, int64_t bundle) const { return contexts_ + (b * bundles_ + bundle) * call_.latent * width_; }
+  float* query(int64_t b, int64_t row) const { return queries_ + (b * rows_ + row) * step_; }
+  const float* context(int64_t b, int64_t row) const { return contexts_ + (b * rows_ + row) * width_; }
 
   void read_positions(const Tensor& positions) {
     check(positions.dtype() == torch_api.int64 && positions.dims() == 2 && positions.size(0) == call_.batch &&
@@ -195,90 +193,89 @@ class Decode {
       const int64_t i = b * call_.tokens + t, half = call_.rope / 2;
       const float* x = kv_ + i * call_.cached();
       float* key = buffer + call_.latent;
-      rotate(x + call_.latent, cos_ + i * half, sin_ + i * half, call_, 1.0f, key, 1);
+      rotate(x + call_.latent, cos_ + i * half, sin_ + i * half, call_, 1.0f, key);
       k_.store(caches_[b], positions_[i], x, norm_, call_.eps, call_.latent, key, call_.rope, buffer);
     }
   }
 
-  // A head's queries, scaled, in the latent space: one lane for each token.
+  // A head's queries, scaled, in the latent space, as lines.
   void take_in(int64_t b, int64_t head) {
     const int64_t width = call_.nope + call_.rope, step = call_.heads * width, half = call_.rope / 2;
     const float* q = q_ + b * call_.tokens * step + head * width;
     float* latent = scratch<Rows>(call_.tokens * call_.latent);
     k_.absorb(kv_b_, head * (call_.nope + call_.value), call_.nope, q, step, call_.tokens, latent);
     for (int64_t t = 0; t < call_.tokens; ++t) {
-      const int64_t row = t * call_.heads + head, i = b * call_.tokens + t;
-      float* lane = query(b, row / width_) + row % width_;
-      for (int64_t c = 0; c < call_.latent; ++c) lane[c * width_] = latent[t * call_.latent + c] * call_.scale;
-      rotate(q + t * step + call_.nope, cos_ + i * half, sin_ + i * half, call_, call_.scale, lane + call_.latent * width_, width_);
+      const int64_t i = b * call_.tokens + t;
+      float *line = query(b, t * call_.heads + head), *key = line + width_;
+      for (int64_t c = 0; c < call_.latent; ++c) line[c] = latent[t * call_.latent + c] * call_.scale;
+      std::fill(line + call_.latent, key, 0.0f);
+      rotate(q + t * step + call_.nope, cos_ + i * half, sin_ + i * half, call_, call_.scale, key);
+      std::fill(key + call_.rope, key + padded(call_.rope), 0.0f);
     }
   }
 
-  void attend(int64_t b, int64_t chunk) {
-    const int64_t *mine = positions_.data() + b * call_.tokens, *end = mine + call_.tokens;
-    const int64_t first = chunk_begin(chunk), used = *std::max_element(mine, end) + 1;
-    if (first >= used) return;
+  void attend(int64_t b, int64_t span) {
+    const int64_t* mine = positions_.data() + b * call_.tokens;
+    const int64_t begin = span_begin(span), used = *std::max_element(mine, mine + call_.tokens) + 1, rows = rows_;
+    if (begin >= used) return;
     Piece piece{};
     piece.cache = &caches_[b];
-    piece.first = first;
-    piece.count = std::min(chunk_begin(chunk + 1), used) - first;
     piece.latent = call_.latent;
     piece.rope = call_.rope;
-    // an odd number of cache lines, so that a column of the chunk spreads over the sets of the cache
-    piece.wide_step = ((call_.cached() + 15) / 16 | 1) * 16;
-    piece.wide = scratch<Wide>(CHUNK * piece.wide_step);
-    float* partial = scratch<Partial>((CHUNK + 2 + call_.latent) * width_);
-    piece.scores = partial;
-    piece.most = partial + CHUNK * width_;
-    piece.total = piece.most + width_;
-    piece.context = piece.total + width_;
-    const bool all = *std::min_element(mine, end) + 1 >= first + piece.count;
-    int32_t visible[64];
-    for (int64_t bundle = 0; bundle < bundles_; ++bundle) {
-      const int64_t at = b * bundles_ + bundle;
-      for (int64_t lane = 0; lane < width_; ++lane)
-        visible[lane] = static_cast<int32_t>(visible_[at * width_ + lane] - first);
-      piece.visible = all ? nullptr : visible;
-      piece.widen = bundle == 0;
-      piece.query = query(b, bundle);
+    piece.rows = rows;
+    piece.step = step_;
+    piece.wide = scratch<Wide>(CHUNK * step_);
+    piece.queries = query(b, 0);
+    piece.scores = scratch<Partial>(rows * (CHUNK + width_ + 4));
+    piece.context = piece.scores + rows * CHUNK;
+    piece.most = piece.context + rows * width_;
+    piece.total = piece.most + rows;
+    piece.keep = piece.total + rows;
+    int32_t* visible = reinterpret_cast<int32_t*>(piece.keep + rows);
+    piece.visible = visible;
+    const int64_t end = std::min(span_begin(span + 1), used);
+    for (int64_t first = begin; first < end; first += CHUNK) {
+      piece.first = first;
+      piece.count = std::min(CHUNK, end - first);
+      piece.fresh = first == begin;
+      for (int64_t row = 0; row < rows; ++row)
+        visible[row] = row < call_.rows() ? static_cast<int32_t>(mine[row / call_.heads] + 1 - first) : 0;
       k_.attend(piece);
-      for (int spins = 0; turns_[at].load(std::memory_order_acquire) != chunk; ++spins) {
-        if (spins < 4096) {
-          dsv3rt::pause_cpu();
-        } else {
-          sched_yield();  // whoever has the turn may be waiting for this core
-        }
-      }
-      k_.merge(piece, sums_ + 2 * at * width_, sums_ + (2 * at + 1) * width_, context(b, bundle));
-      turns_[at].store(chunk + 1, std::memory_order_release);
+    }
+    for (int64_t bundle = 0; bundle < bundles_; ++bundle) {
+      std::atomic<int64_t>& turn = turns_[b * bundles_ + bundle];
+      dsv3rt::spin_until([&] { return turn.load(std::memory_order_acquire) == span; });
+      k_.merge(piece, bundle * BUNDLE, std::min((bundle + 1) * BUNDLE, rows), most_ + b * rows, total_ + b * rows,
+               contexts_ + b * rows * width_);
+      turn.store(span + 1, std::memory_order_release);
     }
   }
 
   void take_out(int64_t b, int64_t head) {
-    float* rows = scratch<Rows>(call_.tokens * call_.latent);
+    float* values = scratch<Rows>(call_.tokens * call_.latent);
     for (int64_t t = 0; t < call_.tokens; ++t) {
-      const int64_t row = t * call_.heads + head, bundle = row / width_, lane = row % width_;
-      const float share = 1.0f / sums_[(2 * (b * bundles_ + bundle) + 1) * width_ + lane];
-      const float* from = context(b, bundle) + lane;
-      for (int64_t c = 0; c < call_.latent; ++c) rows[t * call_.latent + c] = from[c * width_] * share;
+      const int64_t row = t * call_.heads + head;
+      const float share = 1.0f / total_[b * rows_ + row];
+      const float* from = context(b, row);
+      for (int64_t c = 0; c < call_.latent; ++c) values[t * call_.latent + c] = from[c] * share;
     }
     const int64_t step = call_.heads * call_.value;
-    k_.project(kv_b_, head * (call_.nope + call_.value) + call_.nope, call_.value, rows, call_.tokens,
+    k_.project(kv_b_, head * (call_.nope + call_.value) + call_.nope, call_.value, values, call_.tokens,
                out_.data<float>() + b * call_.tokens * step + head * call_.value, step);
   }
 
   const Call call_;
   const MlaKernels& k_;
-  const int64_t width_, bundles_;  // bundles of one sequence
+  const int64_t rows_, bundles_;  // of one sequence; rows in whole groups
+  const int64_t width_, step_;  // floats of a context, floats from line to line
   const Matrix kv_b_;
   const std::vector<Cache> caches_;
   Tensor out_;
   const float *q_, *kv_;
-  float *norm_, *cos_, *sin_, *queries_, *contexts_, *sums_;
-  int32_t* visible_;  // [B][bundles][width]: how many tokens of the sequence each row sees
+  float *norm_, *cos_, *sin_, *queries_, *contexts_, *most_, *total_;
   std::vector<int64_t> positions_;
   int64_t longest_ = 0;
-  std::unique_ptr<std::atomic<int64_t>[]> turns_;  // [B][bundles]: the next chunk to be added
+  std::unique_ptr<std::atomic<int64_t>[]> turns_;  // [B][bundles]: the next span to be added
 };
 
 Matrix matrix_of(const Tensor& weight, const Tensor& scale) {

@@ -5,13 +5,10 @@
 
 namespace DSV3RT_VARIANT {
 
-// Accumulators of a product: enough to hide the latency of a multiply-add, few enough for the registers.
-constexpr int G = 8;
-#if defined(DSV3RT_512)
-constexpr int WIDE_G = 16;  // where their addresses are one register and a constant
-#else
-constexpr int WIDE_G = 8;
-#endif
+// Tiles of sums, of GROUP rows and TILE tokens, or vectors of a latent: enough sums to hide the latency of a multiply-add, few
+// enough for the registers, and as square as can be.
+constexpr int TILE = 3;
+constexpr int64_t FEW = 2 * TILE;  // tokens that, once widened, stay in the first-level cache beside the queries of a group
 constexpr int64_t AHEAD = 4096;  // bytes: how far in front of its use a row of kv_b_proj is fetched, at least
 
 // ---- products with kv_b_proj --------------------------------------------------------------------------------------------------
@@ -184,8 +181,16 @@ static void store(const Cache& cache, int64_t s, const float* x, const float* we
   narrow_row(rope_key, cache.rope_format, rope, cache.rope + s * cache.rope_step);
 }
 
+static inline void fill_zero(float* begin, float* end) {
+  for (; begin < end; ++begin) *begin = 0.0f;
+}
+
+// A cached token as a line.
 static void widen_token(const Cache& cache, int64_t s, int64_t latent, int64_t rope, float* out) {
   const char* at = cache.latent + s * cache.latent_step;
+  float* key = out + padded(latent);
+  fill_zero(out + latent, key);
+  fill_zero(key + rope, key + padded(rope));
   if (cache.latent_format == Stored::E4M3) {
     float scale;
     std::memcpy(&scale, cache.scale + s * cache.scale_step, sizeof scale);
@@ -193,103 +198,142 @@ static void widen_token(const Cache& cache, int64_t s, int64_t latent, int64_t r
   } else {
     widen(at, cache.latent_format, latent, out);
   }
-  widen(cache.rope + s * cache.rope_step, cache.rope_format, rope, out + latent);
+  widen(cache.rope + s * cache.rope_step, cache.rope_format, rope, key);
 }
 
 // ---- attention ----------------------------------------------------------------------------------------------------------------
 
-// scores[token][row] of G tokens; meanwhile `lines` cache lines from `ahead` on are fetched.
-static void score_group(const float* wide, int64_t step, int64_t size, const float* query, float* scores, const char* ahead,
-                        int64_t lines) {
-  V sum[G];
-#pragma GCC unroll 16
-  for (int g = 0; g < G; ++g) sum[g] = v_zero();
-  const int64_t steps = lines > 0 ? (size + lines - 1) / lines : size;  // multiply-adds between two fetches
-  for (int64_t a = 0; a < size; a += steps, ahead += 64) {
-    if (lines > 0) prefetch(ahead);
-    const int64_t count = a + steps < size ? steps : size - a;
-    // the tokens' addresses as few bases and one step: all fit into registers
-    const float *w0 = wide + a, *w1 = w0 + 4 * step, *q = query + a * W;
-    for (int64_t i = 0; i < count; ++i, ++w0, ++w1, q += W) {
-      const V row = v_load(q);
-#pragma GCC unroll 16
-      for (int g = 0; g < 4; ++g) sum[g] = v_fma(spread(w0[g * step]), row, sum[g]);
-#pragma GCC unroll 16
-      for (int g = 0; g < 4; ++g) sum[4 + g] = v_fma(spread(w1[g * step]), row, sum[4 + g]);
+// scores[t][r] = query r . token t, of the GROUP rows from `row` on and TILE tokens.
+static inline void score_tile(const Piece& piece, int64_t row, int64_t s) {
+  const int64_t step = piece.step, size = padded(piece.latent) + padded(piece.rope);
+  const float *wide = piece.wide + s * step, *queries = piece.queries + row * step;
+  V sum[TILE][GROUP];
+#pragma GCC unroll 4
+  for (int t = 0; t < TILE; ++t)
+#pragma GCC unroll 4
+    for (int r = 0; r < GROUP; ++r) sum[t][r] = v_zero();
+  for (int64_t a = 0; a < size; a += W) {
+    V token[TILE];
+#pragma GCC unroll 4
+    for (int t = 0; t < TILE; ++t) token[t] = v_load(wide + t * step + a);
+#pragma GCC unroll 4
+    for (int r = 0; r < GROUP; ++r) {
+      const V query = v_load(queries + r * step + a);
+#pragma GCC unroll 4
+      for (int t = 0; t < TILE; ++t) sum[t][r] = v_fma(query, token[t], sum[t][r]);
     }
   }
-#pragma GCC unroll 16
-  for (int g = 0; g < G; ++g) v_store(scores + g * W, sum[g]);
+  float* scores = piece.scores + row * CHUNK + s * GROUP;
+#pragma GCC unroll 4
+  for (int t = 0; t < TILE; ++t) sum4(sum[t], scores + t * GROUP);
 }
 
-// context[c][row] of N consecutive c.
+// context[r] = context[r] * keep[r] + sum_s e^(score r, s) * latent s, of the GROUP rows from `row` on and N vectors.
 template <int N>
-static void context_of(const Piece& piece, int64_t c) {
-  const float *wide = piece.wide + c, *probs = piece.scores;
-  float* context = piece.context + c * W;
-  const int64_t step = piece.wide_step, count = piece.count;
-  V sum[N];
-#pragma GCC unroll 16
-  for (int g = 0; g < N; ++g) sum[g] = v_zero();
-  for (int64_t s = 0; s < count; ++s) {
-    const V p = v_load(probs + s * W);
-#pragma GCC unroll 16
-    for (int g = 0; g < N; ++g) sum[g] = v_fma(spread(wide[s * step + g]), p, sum[g]);
+static void context_tile(const Piece& piece, int64_t row, int64_t c) {
+  const int64_t step = piece.step, count = piece.count, width = padded(piece.latent);
+  const float *wide = piece.wide + c, *scores = piece.scores + row * CHUNK;
+  float* context = piece.context + row * width + c;
+  V sum[GROUP][N];
+#pragma GCC unroll 4
+  for (int r = 0; r < GROUP; ++r)
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i)
+      sum[r][i] = piece.fresh ? v_zero() : v_load(context + r * width + i * W) * spread(piece.keep[row + r]);
+  for (int64_t s = 0; s < count; ++s, wide += step, scores += GROUP) {
+    V token[N];
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) token[i] = v_load(wide + i * W);
+#pragma GCC unroll 4
+    for (int r = 0; r < GROUP; ++r) {
+      const V p = spread(scores[r]);
+#pragma GCC unroll 4
+      for (int i = 0; i < N; ++i) sum[r][i] = v_fma(p, token[i], sum[r][i]);
+    }
   }
-#pragma GCC unroll 16
-  for (int g = 0; g < N; ++g) v_store(context + g * W, sum[g]);
+#pragma GCC unroll 4
+  for (int r = 0; r < GROUP; ++r)
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) v_store(context + r * width + i * W, sum[r][i]);
 }
 
-// Scores become e^(score - most), 0 where a row may not see.
-static void soften(const Piece& piece) {
-  I visible = I{} + static_cast<int32_t>(CHUNK);
-  if (piece.visible != nullptr) std::memcpy(&visible, piece.visible, sizeof visible);
-  V most = spread(NEVER), total = v_zero();
-  for (int64_t s = 0; s < piece.count; ++s) {
-    const I seen = visible > static_cast<int32_t>(s);
-    const V score = pick(seen, v_load(piece.scores + s * W), spread(NEVER));
-    v_store(piece.scores + s * W, score);
-    most = v_max(most, score);
+// Scores of a group become e^(score - most), 0 where a row may not see. A vector holds several tokens' scores.
+static void soften(const Piece& piece, int64_t row) {
+  constexpr int TOKENS = W / static_cast<int>(GROUP);
+  I unseen;  // how many tokens from the lane's own one on are too many: seen where negative
+  float most[W];
+  for (int i = 0; i < W; ++i) {
+    const int64_t r = row + i % GROUP, visible = piece.visible[r] < piece.count ? piece.visible[r] : piece.count;
+    unseen[i] = static_cast<int32_t>(i / GROUP - visible);
+    most[i] = piece.fresh ? NEVER : piece.most[r];
   }
-  for (int64_t s = 0; s < piece.count; ++s) {
-    const I seen = visible > static_cast<int32_t>(s);
-    const V p = pick(seen, v_exp(v_load(piece.scores + s * W) - most), v_zero());
-    v_store(piece.scores + s * W, p);
-    total = total + p;
+  float* scores = piece.scores + row * CHUNK;
+  const V before = v_load(most);
+  V greatest = before, sum = v_zero();
+  for (int32_t s = 0; s < piece.count; s += TOKENS)
+    greatest = v_max(greatest, pick(unseen + s < 0, v_load(scores + s * GROUP), spread(NEVER)));
+  v_store(most, greatest);
+  for (int i = 0; i < W; ++i)
+    for (int j = i % GROUP; j < W; j += GROUP) most[i] = most[i] > greatest[j] ? most[i] : greatest[j];
+  const V all = v_load(most), keep = v_exp(before - all);
+  for (int32_t s = 0; s < piece.count; s += TOKENS) {
+    const V p = pick(unseen + s < 0, v_exp(v_load(scores + s * GROUP) - all), v_zero());
+    v_store(scores + s * GROUP, p);
+    sum = sum + p;
   }
-  v_store(piece.most, most);
-  v_store(piece.total, total);
+  for (int64_t r = 0; r < GROUP; ++r) {
+    float total = sum[r];
+    for (int64_t j = r + GROUP; j < W; j += GROUP) total += sum[j];
+    piece.total[row + r] = s_fma(piece.fresh ? 0.0f : piece.total[row + r], keep[r], total);
+    piece.most[row + r] = all[r];
+    piece.keep[row + r] = keep[r];
+  }
+}
+
+// Asks for part `part` of `parts` of the latents of the FEW tokens from s on.
+static inline __attribute__((always_inline)) void fetch(const Cache& cache, int64_t s, int64_t part, int64_t parts) {
+  const int64_t bytes = FEW * cache.latent_step, share = (bytes / parts + 63) / 64 * 64;
+  const char* at = cache.latent + s * cache.latent_step;
+  for (int64_t i = part * share; i < (part + 1) * share && i < bytes; i += 64) prefetch(at + i);
 }
 
 static void attend(const Piece& piece) {
-  const int64_t size = piece.latent + piece.rope, end = piece.first + piece.count;
-  const int64_t lines = piece.widen ? G * piece.cache->latent_step / 64 + 1 : 0;
-  for (int64_t s = 0; s < piece.count; s += G) {
-    // a last group that is not full works on whatever `wide` holds: those scores are not used
-    const int64_t next = piece.first + s + G;
-    if (piece.widen)
-      for (int64_t i = piece.first + s; i < (next < end ? next : end); ++i)
-        widen_token(*piece.cache, i, piece.latent, piece.rope, piece.wide + (i - piece.first) * piece.wide_step);
-    score_group(piece.wide + s * piece.wide_step, piece.wide_step, size, piece.query, piece.scores + s * W,
-                piece.cache->latent + next * piece.cache->latent_step, lines);
+  const int64_t rows = piece.rows, end = piece.first + piece.count;
+  for (int64_t s = 0; s < piece.count; s += FEW) {
+    const int64_t next = piece.first + s + FEW;
+    for (int64_t i = piece.first + s; i < (next < end ? next : end); ++i)
+      widen_token(*piece.cache, i, piece.latent, piece.rope, piece.wide + (i - piece.first) * piece.step);
+    for (int64_t row = 0; row < rows; row += GROUP) {
+      fetch(*piece.cache, next, row / GROUP, rows / GROUP);
+      // a last tile that is not full works on whatever `wide` holds: those scores are not used
+      for (int64_t t = s; t < s + FEW && t < piece.count; t += TILE) score_tile(piece, row, t);
+    }
   }
-  soften(piece);
-  int64_t c = 0;
-  for (; c + WIDE_G <= piece.latent; c += WIDE_G) context_of<WIDE_G>(piece, c);
-  for (; c + 4 <= piece.latent; c += 4) context_of<4>(piece, c);
-  for (; c < piece.latent; ++c) context_of<1>(piece, c);
+  for (int64_t row = 0; row < rows; row += GROUP) soften(piece, row);
+  // never a single vector at the end if that can be helped
+  for (int64_t c = 0, left = padded(piece.latent) / W, count; left > 0; c += count * W, left -= count) {
+    count = left <= TILE ? left : left < 2 * TILE ? (left + 1) / 2 : TILE;
+    for (int64_t row = 0; row < rows; row += GROUP) switch (count) {
+        case 1: context_tile<1>(piece, row, c); break;
+        case 2: context_tile<2>(piece, row, c); break;
+        default: context_tile<TILE>(piece, row, c); break;
+      }
+  }
 }
 
-static void merge(const Piece& piece, float* most, float* total, float* context) {
-  const V before = v_load(most), now = v_load(piece.most), both = v_max(before, now);
-  const V keep = v_exp(before - both), add = v_exp(now - both);
-  v_store(most, both);
-  v_store(total, v_fma(v_load(piece.total), add, v_load(total) * keep));
-  for (int64_t c = 0; c < piece.latent; ++c)
-    v_store(context + c * W, v_fma(v_load(piece.context + c * W), add, v_load(context + c * W) * keep));
+static void merge(const Piece& piece, int64_t begin, int64_t end, float* most, float* total, float* context) {
+  const int64_t width = padded(piece.latent);
+  for (int64_t row = begin; row < end; ++row) {
+    const float before = most[row], now = piece.most[row], both = before > now ? before : now;
+    const V keep = spread(v_exp(spread(before - both))[0]), add = spread(v_exp(spread(now - both))[0]);
+    most[row] = both;
+    total[row] = s_fma(piece.total[row], add[0], total[row] * keep[0]);
+    for (int64_t c = row * width; c < (row + 1) * width; c += W)
+      v_store(context + c, v_fma(v_load(piece.context + c), add, v_load(context + c) * keep));
+  }
 }
 
 extern const MlaKernels mla_kernels;
-const MlaKernels mla_kernels = {W, &absorb, &project, &store, &attend, &merge, &widen};
+const MlaKernels mla_kernels = {&absorb, &project, &store, &attend, &merge, &widen};
 
 }  // namespace DSV3RT_VARIANT

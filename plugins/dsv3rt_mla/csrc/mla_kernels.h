@@ -1,24 +1,30 @@
 // Latent attention, one table of functions per instruction set (mla.simd.cpp), and the structures they share with mla.cpp.
 //
-// Legend: T new tokens, H heads, C kv latent rank, R rope dims, A = C + R, P no-rope dims, V value dims, S cached tokens.
-// A row is one (token, head): row = t * H + h. Rows lie in the lanes of vectors: `width` rows are a bundle, and what belongs to a
-// bundle is stored [..][width]. A lane's arithmetic does not depend on the other lanes, nor on how many bundles there are.
+// Legend: T new tokens, H heads, C kv latent rank, R rope dims, P no-rope dims, V value dims, S cached tokens.
+// A row is one (token, head): row = t * H + h. A row's arithmetic does not depend on the other rows, nor on how many there are.
+// Queries and widened tokens lie in lines: a latent, zeros up to a whole number of vectors, a rope key, zeros likewise. Rows are
+// computed in groups; those of a last group that is not full have queries of zero and see nothing.
 #pragma once
 #include <cstdint>
 
 enum class Stored : int { F32, BF16, F16, E4M3 };
 
-// Tokens of the cache attended to at a time: at most CHUNK, and of the first CHUNK fewer, so that a short past is work for several
-// threads. Where a chunk begins depends on its number alone.
-constexpr int64_t CHUNK = 128, FIRST_CHUNKS = 4;
-constexpr int64_t chunk_begin(int64_t i) {
-  return i < FIRST_CHUNKS ? CHUNK / FIRST_CHUNKS * i : CHUNK * (i - FIRST_CHUNKS + 1);
+// Tokens of the cache that one thread attends to before its sums are added to those of all: at most SPAN, and of the first SPAN
+// fewer, so that a short past is work for several threads. Where a span begins depends on its number alone.
+constexpr int64_t SPAN = 192, FIRST_SPANS = 6;
+constexpr int64_t span_begin(int64_t i) {
+  return i < FIRST_SPANS ? SPAN / FIRST_SPANS * i : SPAN * (i - FIRST_SPANS + 1);
 }
-// How many chunks hold `tokens` tokens.
-constexpr int64_t chunks_of(int64_t tokens) {
-  constexpr int64_t size = CHUNK / FIRST_CHUNKS;
-  return tokens <= CHUNK ? (tokens + size - 1) / size : FIRST_CHUNKS + (tokens - 1) / CHUNK;
+// How many spans hold `tokens` tokens.
+constexpr int64_t spans_of(int64_t tokens) {
+  constexpr int64_t size = SPAN / FIRST_SPANS;
+  return tokens <= SPAN ? (tokens + size - 1) / size : FIRST_SPANS + (tokens - 1) / SPAN;
 }
+constexpr int64_t GROUP = 4;   // rows computed together
+constexpr int64_t CHUNK = 96;  // tokens of a span worked on at a time: widened, they stay in the second-level cache
+// The floats of a vector are among these; what is padded to so many is padded for every instruction set.
+constexpr int64_t LANES = 16;
+constexpr int64_t padded(int64_t size) { return (size + LANES - 1) / LANES * LANES; }
 constexpr int64_t SCALE_BLOCK = 128;
 constexpr float NEVER = -1e30f;  // the score of what may not be seen
 
@@ -44,24 +50,25 @@ struct Cache {
   int64_t scale_step;
 };
 
-// One bundle of rows against one chunk of tokens.
+// All rows of a sequence against one chunk of tokens. What belongs to a row is kept from chunk to chunk of a span.
 struct Piece {
   const Cache* cache;
   int64_t first, count;  // the chunk's tokens
   int64_t latent, rope;  // C, R
-  bool widen;            // fill `wide` from the cache first (once per chunk)
-  float* wide;           // [CHUNK][A], tokens `wide_step` floats apart
-  int64_t wide_step;
-  const float* query;    // [A][width], scaled
-  const int32_t* visible;  // [width]: how many of the chunk's tokens each row may see; nullptr: all
-  float* scores;         // [CHUNK][width]
-  float* most;           // out [width]: each row's greatest score
-  float* total;          // out [width]: sum of e^(score - most)
-  float* context;        // out [C][width]: sum of e^(score - most) * latent
+  int64_t rows;          // whole groups
+  int64_t step;            // floats from line to line
+  float* wide;             // lines of the tokens, room for CHUNK
+  const float* queries;    // lines of the rows, scaled
+  const int32_t* visible;  // [rows]: how many tokens, from the chunk's first one on, each row may see; any number
+  bool fresh;              // the first chunk of a span
+  float* scores;           // [groups][CHUNK][GROUP]
+  float* most;             // [rows]: the greatest score
+  float* total;            // [rows]: sum of e^(score - most)
+  float* keep;             // [rows]: e^(most before this chunk - most)
+  float* context;          // [rows][padded(C)]: sum of e^(score - most) * latent
 };
 
 struct MlaKernels {
-  int64_t width;
   // out[t][C] = sum_p q[t][p] * w[first + p][C], for T queries `q_step` floats apart; out rows are C apart
   void (*absorb)(const Matrix& w, int64_t first, int64_t rows, const float* q, int64_t q_step, int64_t tokens, float* out);
   // out[t][v] = sum_c x[t][c] * w[first + v][c]; x rows are C apart
@@ -70,8 +77,8 @@ struct MlaKernels {
   void (*store)(const Cache& cache, int64_t s, const float* x, const float* weight, float eps, int64_t latent,
                 const float* rope_key, int64_t rope, float* scratch);
   void (*attend)(const Piece& piece);
-  // Add a chunk's (most, total, context) to those of the chunks before it
-  void (*merge)(const Piece& piece, float* most, float* total, float* context);
+  // Add the sums of a span's rows [begin, end) to those of the spans before it; `context` has the layout of a piece's
+  void (*merge)(const Piece& piece, int64_t begin, int64_t end, float* most, float* total, float* context);
   // A stored row as float32
   void (*widen)(const void* source, Stored format, int64_t count, float* out);
 };

@@ -88,6 +88,15 @@ class Attention(Protocol):
         ...
 
 
+@runtime_checkable
+class Remembers(Protocol):
+    """An Attention that can take up tokens without attending from them: cheaper where no output of theirs is wanted."""
+
+    def remember(self, x_BTD: Tensor, positions_BT: Tensor, cache: Cache) -> None:
+        """Write T new tokens into `cache` as `Attention.__call__` does (but for rounding), and nothing else."""
+        ...
+
+
 class Router(Protocol):
     """Slot `routing`: an nn.Module; its parameters are named as the checkpoint does, `weight` and so on."""
 
@@ -180,6 +189,10 @@ class Compiled(Protocol):
 
     def prepare(self, *args: Any) -> None:
         """Ask for the graph for such arguments, and run nothing."""
+        ...
+
+    def ready(self, *args: Any) -> bool:
+        """Ask for it likewise, and say whether a call would run it. Waits for it where calls do."""
         ...
 
 

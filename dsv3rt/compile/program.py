@@ -95,6 +95,10 @@ class Plain:
     def prepare(self, *args: Any) -> None:
         """There is nothing to ask for."""
 
+    def ready(self, *args: Any) -> bool:
+        """Or to wait for."""
+        return True
+
 
 class Program:
     """Calls `module`, or rather the compiled graph that does the same, as soon as there is one."""
@@ -144,6 +148,13 @@ class Program:
         signature, _ = self._take_apart(args, [])
         if signature is not None and signature not in self._ready:
             self._find(signature, args, wait=False)
+
+    def ready(self, *args: Any) -> bool:
+        """Ask for the graph for such arguments, and say whether it is there."""
+        signature, _ = self._take_apart(args, [])
+        if signature is None:
+            return False
+        return signature in self._ready or self._find(signature, args, wait=self.shared.wait) is not None
 
     def _take_apart(self, args: tuple[Any, ...], flat: list[Tensor]) -> tuple[tuple[Any, ...] | None, bool]:
         """Puts all tensors into `flat`. (Their shapes and dtypes, None if something is no tensor: a call without

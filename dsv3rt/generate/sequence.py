@@ -62,6 +62,9 @@ class Sequence:
 
     def extend(self, token_ids: TokenSequence[int], last: int | None = 1) -> tuple[torch.Tensor, torch.Tensor]:
         """As `reading`, at one go."""
+        if self.computed == len(self.token_ids) and len(token_ids) <= PREFILL_CHUNK:  # a decode step
+            self._append(token_ids, len(token_ids))
+            return self._run(token_ids, last)
         return outcome(self.reading(token_ids, last))
 
     def reading(
@@ -75,25 +78,34 @@ class Sequence:
         `seen(position, hidden [.., D])` is called after each chunk. Given up halfway, what has been run stays.
         """
         start, new = self.computed, [*self.token_ids[self.computed :], *token_ids]
-        if start + len(new) > self.capacity:
-            raise ContextError(
-                f"{start + len(new)} tokens do not fit the context of {self.capacity}",
-                fix="shorten the prompt or raise -c/--ctx-size",
-            )
-        self.token_ids.extend(token_ids)
+        self._append(token_ids, len(new))
         logits: list[torch.Tensor] = []
         for at in range(0, len(new), PREFILL_CHUNK):
             chunk = new[at : at + PREFILL_CHUNK]
-            ids = ints(chunk, self.device)[None]
-            positions = self._positions_1S[:, start + at : start + at + len(chunk)]
             wanted = None if last is None else max(0, min(len(chunk), last - (len(new) - at - len(chunk))))
-            out = self.engine.step(ids, positions, self.window(start + at + len(chunk)), wanted)
-            logits.append(out[0][0])
+            logits_LV, hidden_TD = self._run(chunk, wanted)
+            logits.append(logits_LV)
             if seen is not None:
-                seen(start + at, out[1][0])
-            self.computed = start + at + len(chunk)
+                seen(start + at, hidden_TD)
             yield []
-        return logits[0] if len(logits) == 1 else torch.cat(logits), out[1][0]
+        return logits[0] if len(logits) == 1 else torch.cat(logits), hidden_TD
+
+    def _append(self, token_ids: TokenSequence[int], to_run: int) -> None:
+        """Take up tokens, which makes `to_run` that are not computed."""
+        if self.computed + to_run > self.capacity:
+            raise ContextError(
+                f"{self.computed + to_run} tokens do not fit the context of {self.capacity}",
+                fix="shorten the prompt or raise -c/--ctx-size",
+            )
+        self.token_ids.extend(token_ids)
+
+    def _run(self, chunk: TokenSequence[int], last: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The next tokens through the decoder: (logits [L, V] of the `last` ones, None for all; hidden [T, D])."""
+        start, end = self.computed, self.computed + len(chunk)
+        ids_1T = ints(chunk, self.device)[None]
+        logits_1LV, hidden_1TD = self.engine.step(ids_1T, self._positions_1S[:, start:end], self.window(end), last)
+        self.computed = end
+        return logits_1LV[0], hidden_1TD[0]
 
 
 def outcome(reading: Reading[T]) -> T:

@@ -71,6 +71,7 @@ class Speculator:
         self.sequence = sequence
         self.max_drafts = head.max_drafts
         self.session: DraftSession = head.start(sequence.capacity, sequence.device, sequence.engine.graph)
+        self._accepting = self.session if isinstance(self.session, AcceptsDrafts) else None
         self.costs = Costs()
         self._auto = AutoCount(head.max_drafts, self.costs)
         self._tail: tuple[Tensor, int] | None = None
@@ -165,8 +166,8 @@ class Speculator:
         sequence, session, start = self.sequence, self.session, self.sequence.computed
         penalised = sampler.params.repetition_penalty != 1
         logits_TV, hidden_TD = sequence.extend([newest, *drafts.token_ids], last=None)
-        if wanted and not penalised and isinstance(session, AcceptsDrafts):
-            accepted = session.accept(drafts, logits_TV, hidden_TD, start, wanted, rule)
+        if wanted and not penalised and self._accepting is not None:
+            accepted = self._accepting.accept(drafts, logits_TV, hidden_TD, start, wanted, rule)
             if accepted is not None:
                 sequence.rewind(start + len(accepted.settled))
                 return list(accepted.settled), accepted.drafts, logits_TV

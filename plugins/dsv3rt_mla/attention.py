@@ -82,6 +82,11 @@ class LatentAttention(nn.Module):
         y_BTD: Tensor = self.o_proj(y)
         return y_BTD
 
+    def remember(self, x_BTD: Tensor, positions_BT: Tensor, cache: Cache) -> None:
+        """What `forward` leaves in the cache, without attending; see `interfaces.Remembers`."""
+        latents = self.latents(self.kv_a_proj_with_mqa(x_BTD), *self.rope(positions_BT))
+        self.layout.write(cache, positions_BT, *latents)
+
     def operator(self, q: Tensor, kv_BTA: Tensor, positions_BT: Tensor, cache: Cache) -> Tensor:
         """Through an operator: [B, T, H*V]."""
         weight, scale = self.expansion()
@@ -103,6 +108,11 @@ class LatentAttention(nn.Module):
             interleaved=self.interleaved,
         )
         return y.to(q.dtype)
+
+    def latents(self, kv_BTA: Tensor, cos_BTR: Tensor, sin_BTR: Tensor) -> tuple[Tensor, Tensor]:
+        """The normed latents [B, T, C] and turned rope keys [B, T, R] of new tokens."""
+        latent_BTC, k_BTR = kv_BTA.split([self.at.latent, self.at.rope], dim=-1)
+        return self.kv_a_layernorm(latent_BTC), rotate(k_BTR, cos_BTR, sin_BTR, interleaved=self.interleaved)
 
     def expansion(self) -> tuple[Tensor, Tensor]:
         """kv_b_proj's matrix as it is stored, and its scales, where the operators understand both; else in float32."""
@@ -126,8 +136,7 @@ class LatentAttention(nn.Module):
         q_BTHP, q_BTHR = q.unflatten(-1, (at.heads, at.nope + at.rope)).split([at.nope, at.rope], dim=-1)
         q_BTHR = rotate(q_BTHR, cos[:, :, None], sin[:, :, None], interleaved=self.interleaved)
         q_BTHQ = torch.cat([q_BTHP, q_BTHR], dim=-1)
-        latent_BTC, k_BTR = kv_BTA.split([at.latent, at.rope], dim=-1)
-        latent_BTC, k_BTR = self.kv_a_layernorm(latent_BTC), rotate(k_BTR, cos, sin, interleaved=self.interleaved)
+        latent_BTC, k_BTR = self.latents(kv_BTA, cos, sin)
         if cache is None:
             kv_BTHx = self.kv_b_proj(latent_BTC).unflatten(-1, (at.heads, at.nope + at.value))
             return expanded(q_BTHQ, kv_BTHx, k_BTR, None, at).flatten(-2)

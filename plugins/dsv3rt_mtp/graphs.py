@@ -2,7 +2,8 @@
 of rows up to 16.
 
 A step of k drafts is the decoder over 1+k tokens, an `Accept` with the first of the next drafts, and a `Draft` for each
-further one. None of them depends on k, and only the decoder's graph holds the decoder.
+further one. None of them depends on k, and only the decoder's graph holds the decoder. A k in steady use gets an
+`Accept` of its own, which makes all k drafts.
 
 Legend: B sequences (one), T rows, D hidden, V vocabulary, C candidates.
 """
@@ -121,22 +122,29 @@ class SampledDraft(_Graph):
 
 
 class _Accept(_Graph):
-    """Settle what was drafted, observe it, and draft the next token; for heads of one module."""
+    """Settle what was drafted, observe it, and draft the next `count` tokens; for heads of one module."""
+
+    def __init__(self, head: MTPHead, count: int = 1) -> None:
+        super().__init__(head)
+        self.count = count
 
     def observe(
         self, settled_T: Tensor, hidden_BTD: Tensor, position_1: Tensor, accepted_1: Tensor, cache: Cache
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(logits [B, V], hidden state [B, 1, D] and next position [B, 1] after the last row that counts.)
+    ) -> tuple[Tensor, Tensor]:
+        """(hidden state [B, 1, D] of the last row that counts, next position [B, 1]).
 
         hidden_BTD: the main model's, before its final norm, at `position_1` and on. After an accepted row follows the
         draft it agrees with; rows after the last of them do not count.
         """
         slots_T = torch.arange(settled_T.shape[0], device=settled_T.device)
+        positions_BT = (position_1 + slots_T)[None]
         normed_BTD = self.head.norm(hidden_BTD)
-        logits_BV, row_B1D, next_B1, _ = self.rows(
-            settled_T[None], normed_BTD, (position_1 + slots_T)[None], accepted_1, cache
-        )
-        return logits_BV, row_B1D, next_B1
+        row_B1D, at_B1 = self.head.advance_one(0, settled_T[None], normed_BTD, positions_BT, accepted_1, cache)
+        return row_B1D, at_B1 + 1
+
+    def on(self, draft_B: Tensor, row_B1D: Tensor, next_B1: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
+        """The same after one more draft."""
+        return self.head.advance(0, draft_B[:, None], row_B1D, next_B1, cache), next_B1 + 1
 
 
 class GreedyAccept(_Accept):
@@ -145,16 +153,21 @@ class GreedyAccept(_Accept):
     def forward(
         self, drafts_T: Tensor, logits_TV: Tensor, hidden_BTD: Tensor, position_1: Tensor, cache: Cache
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """drafts_T: the drafts, and -1. Returns (packed int64 [T + 3], hidden state [B, 1, D], next position [B, 1]).
+        """drafts_T: the drafts, and -1. Returns (packed int64 [T + count + 2], hidden state [B, 1, D] and next position
+        [B, 1] after the last draft but one).
 
-        packed: the likeliest token after each row, the next draft, how many drafts were accepted, and 1 if the logits
+        packed: the likeliest token after each row, the next drafts, how many drafts were accepted, and 1 if the logits
         were numbers.
         """
         best_T = logits_TV.argmax(-1)
         accepted_1 = leading(best_T == drafts_T)
-        logits_BV, row_B1D, next_B1 = self.observe(best_T, hidden_BTD, position_1, accepted_1, cache)
+        row_B1D, next_B1 = self.observe(best_T, hidden_BTD, position_1, accepted_1, cache)
+        drafts = [self.head.logits(row_B1D)[:, 0].argmax(-1)]
+        for _ in range(self.count - 1):
+            row_B1D, next_B1 = self.on(drafts[-1], row_B1D, next_B1, cache)
+            drafts.append(self.head.logits(row_B1D)[:, 0].argmax(-1))
         fine_1 = logits_TV.gather(1, best_T[:, None]).isfinite().all().long()[None]
-        return torch.cat([best_T, logits_BV.argmax(-1), accepted_1, fine_1]), row_B1D, next_B1
+        return torch.cat([best_T, *drafts, accepted_1, fine_1]), row_B1D, next_B1
 
 
 class SampledAccept(_Accept):
@@ -172,13 +185,13 @@ class SampledAccept(_Accept):
         draft_probs_TC: Tensor,
         rule_4: Tensor,
         uniform_T: Tensor,
-        uniform_1: Tensor,
+        uniform_k: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """drafts_T: the drafts, and -1. draft_*_TC: what they were drawn from, and a row of zeros. rule_4: see
-        `shortlist`. uniform_T: random numbers to accept by and, last, to draw the token after; uniform_1: to draft.
+        `shortlist`. uniform_T: random numbers to accept by and, last, to draw the token after; uniform_k: to draft.
 
-        Returns (packed as in `GreedyAccept`, hidden state, next position, and of the next draft the candidates' ids and
-        probabilities [B, C]). The last number of packed is 0, and what was settled not to be used, when a row's
+        Returns (packed as in `GreedyAccept`, hidden state, next position, and of the next drafts the candidates' ids
+        and probabilities [k, C]). The last number of packed is 0, and what was settled not to be used, when a row's
         shortlist was not the whole of its distribution.
         """
         ids_TC, p_TC, whole_T = shortlist(logits_TV, rule_4)
@@ -194,7 +207,12 @@ class SampledAccept(_Accept):
         token_1 = ids_TC.index_select(0, accepted_1).gather(1, choice_B1)[0]
         slots_T = torch.arange(drafts_T.shape[0], device=drafts_T.device)
         settled_T = torch.where(slots_T < accepted_1, drafts_T, token_1)
-        logits_BV, row_B1D, next_B1 = self.observe(settled_T, hidden_BTD, position_1, accepted_1, cache)
-        draft_B, ids_BC, probs_BC = draw_draft(logits_BV, rule_4, uniform_1)
+        row_B1D, next_B1 = self.observe(settled_T, hidden_BTD, position_1, accepted_1, cache)
+        drafts = [draw_draft(self.head.logits(row_B1D)[:, 0], rule_4, uniform_k[:1])]
+        for k in range(1, self.count):
+            row_B1D, next_B1 = self.on(drafts[-1][0], row_B1D, next_B1, cache)
+            drafts.append(draw_draft(self.head.logits(row_B1D)[:, 0], rule_4, uniform_k[k : k + 1]))
         fine_1 = (whole_T & p_TC.sum(-1).isfinite()).all().long()[None]
-        return torch.cat([settled_T, draft_B, accepted_1, fine_1]), row_B1D, next_B1, ids_BC, probs_BC
+        drafts_B, ids_BC, probs_BC = zip(*drafts, strict=True)
+        packed = torch.cat([settled_T, *drafts_B, accepted_1, fine_1])
+        return packed, row_B1D, next_B1, torch.cat(ids_BC), torch.cat(probs_BC)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from dsv3rt.errors import CheckpointError, UsageError
-from dsv3rt.interfaces import Cache, Compile, HeadSite
+from dsv3rt.interfaces import Cache, Compile, HeadSite, Remembers
 from dsv3rt.model.norm import RMSNorm
 from dsv3rt_mtp.session import MOST_ROWS, MTPSession
 
@@ -90,11 +90,44 @@ class MTPHead(nn.Module):
         ids_BT: for row i the token at i+1+depth. normed_BTD: of the main model after its final norm (depth 0), or what
         this method returned for the module before. With `cache` None (training) the rows are the whole sequence.
         """
+        return self._through(depth, self._join(depth, ids_BT, normed_BTD), positions_BT, cache)
+
+    def advance_one(
+        self, depth: int, ids_BT: Tensor, normed_BTD: Tensor, positions_BT: Tensor, wanted_1: Tensor, cache: Cache
+    ) -> tuple[Tensor, Tensor]:
+        """As `advance`, of row `wanted_1` (int64 [1]) only: (its normed hidden state [B, 1, D], its position [B, 1]).
+
+        The other rows are but remembered, if the attention can do that: one layer deep, nobody else asks for them.
+        """
+        x_BTD, attention = self._join(depth, ids_BT, normed_BTD), self.module(depth).self_attn
+        one_B1 = positions_BT.index_select(1, wanted_1)
+        if not isinstance(attention, Remembers):
+            return self._through(depth, x_BTD, positions_BT, cache).index_select(1, wanted_1), one_B1
+        self._remember(depth, x_BTD, positions_BT, cache)
+        return self._through(depth, x_BTD.index_select(1, wanted_1), one_B1, cache), one_B1
+
+    def catch_up(self, depth: int, ids_BT: Tensor, normed_BTD: Tensor, positions_BT: Tensor, cache: Cache) -> None:
+        """As `advance`, for the cache alone."""
+        x_BTD = self._join(depth, ids_BT, normed_BTD)
+        if isinstance(self.module(depth).self_attn, Remembers):
+            self._remember(depth, x_BTD, positions_BT, cache)
+        else:
+            self._through(depth, x_BTD, positions_BT, cache)
+
+    def _join(self, depth: int, ids_BT: Tensor, normed_BTD: Tensor) -> Tensor:
         part = self.module(depth)
-        joined = torch.cat([part.enorm(self.embed(ids_BT)), part.hnorm(normed_BTD)], dim=-1)  # type: ignore[operator]
-        block_BTD = part(part.eh_proj(joined), positions_BT, cache)  # type: ignore[operator]
-        normed: Tensor = part.shared_head.norm(block_BTD)  # type: ignore[operator, union-attr]
-        return normed
+        both = torch.cat([part.enorm(self.embed(ids_BT)), part.hnorm(normed_BTD)], dim=-1)  # type: ignore[operator]
+        x_BTD: Tensor = part.eh_proj(both)  # type: ignore[operator]
+        return x_BTD
+
+    def _through(self, depth: int, x_BTD: Tensor, positions_BT: Tensor, cache: Cache | None) -> Tensor:
+        part = self.module(depth)
+        normed_BTD: Tensor = part.shared_head.norm(part(x_BTD, positions_BT, cache))  # type: ignore[operator, union-attr]
+        return normed_BTD
+
+    def _remember(self, depth: int, x_BTD: Tensor, positions_BT: Tensor, cache: Cache) -> None:
+        part = self.module(depth)
+        part.self_attn.remember(part.input_layernorm(x_BTD), positions_BT, cache)  # type: ignore[operator, union-attr]
 
     def logits(self, normed_BTD: Tensor) -> Tensor:
         """float32 [B, T, V]."""

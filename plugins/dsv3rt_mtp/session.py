@@ -51,7 +51,10 @@ class MTPSession:
         """Rows that are in the caches of all modules, for good."""
         self._waiting: list[Tensor] = []
         """Hidden states [.., D] of the rows from `_final` on."""
-        self._accepts: dict[type[nn.Module], Compiled] = {}
+        self._accepts: dict[tuple[type[nn.Module], int], Compiled] = {}
+        """By how many drafts they make."""
+        self._fused: set[tuple[type[nn.Module], int]] = set()
+        """Those of several drafts that are there."""
         self._drafts: dict[tuple[type[nn.Module], int], Compiled | GreedyDraft | SampledDraft] = {}
         self._uses: dict[tuple[type[nn.Module], int], int] = {}
         self._rule: tuple[DraftRule, Tensor] | None = None
@@ -95,7 +98,10 @@ class MTPSession:
             normed_BTD = self.head.norm(rows_TD[None, at - start : end - start])
             for depth, cache in enumerate(self._window(end)):
                 ids_BT = ints(self._next_ids[at + depth : end + depth], self.device)[None]
-                normed_BTD = self.head.advance(depth, ids_BT, normed_BTD, positions_BT, cache)
+                if depth == self.head.depth - 1:
+                    self.head.catch_up(depth, ids_BT, normed_BTD, positions_BT, cache)
+                else:
+                    normed_BTD = self.head.advance(depth, ids_BT, normed_BTD, positions_BT, cache)
         self._final = stop
         self._waiting = [rows_TD[stop - start :]]
 
@@ -181,30 +187,45 @@ class MTPSession:
                 torch.cat([probs_kC, probs_1C]),
                 self._numbers(rule),
                 rule.uniforms(rows).to(self.device),
-                rule.uniforms(1).to(self.device),
             ]
-        packed, *after = self._accept_graph(rule)(*args)
-        *settled, draft, accepted, fine = packed.tolist()
+        made = count if count > 1 and self._can_fuse(rule, count, args) else 1
+        if rule.temperature:
+            args.append(rule.uniforms(made).to(self.device))
+        packed, *after = self._accept_graph(rule, made)(*args)
+        *settled, accepted, fine = packed.tolist()
         if not fine:
             self._apart = self._apart_next = min(max(1, 2 * self._apart_next), MOST_APART)
             return None
         self._apart_next = 0
-        settled = settled[: accepted + 1]
+        settled, next_drafts = settled[: accepted + 1], settled[rows:]
         self._next_ids.extend(settled)
         self._final = len(self._next_ids)
+        if made == count:
+            return Accepted(settled, Drafts(next_drafts, (after[2], after[3]) if rule.temperature else None))
         chain = _Chain()
         chain.begin(packed[rows : rows + 1], *after)
-        if count == 1:
-            return Accepted(settled, Drafts([draft], chain.candidates(1)))
         self._draft_on(chain, count, caches[0], rule)
         return Accepted(settled, chain.drafts(count))
 
-    def _accept_graph(self, rule: DraftRule) -> Compiled:
+    def _accept_graph(self, rule: DraftRule, count: int) -> Compiled:
         kind: type[GreedyAccept] | type[SampledAccept] = SampledAccept if rule.temperature else GreedyAccept
-        if kind not in self._accepts:
+        if (kind, count) not in self._accepts:
             by_row = {0: 0, 1: 0, 2: 1, **({5: 0, 6: 0, 8: 0} if rule.temperature else {})}
-            self._accepts[kind] = self._compile(kind(self.head), by_row)
-        return self._accepts[kind]
+            self._accepts[kind, count] = self._compile(kind(self.head, count), by_row)
+        return self._accepts[kind, count]
+
+    def _can_fuse(self, rule: DraftRule, count: int, args: list[Any]) -> bool:
+        """Whether one graph accepts and makes all `count` drafts. It is asked for once that many are in steady use."""
+        key = SampledAccept if rule.temperature else GreedyAccept, count
+        if key in self._fused:
+            return True
+        uses = self._uses[key] = self._uses.get(key, 0) + 1
+        if uses <= COMPILE_AFTER:
+            return False
+        chance = [torch.zeros(count, dtype=torch.float64, device=self.device)] if rule.temperature else []
+        if self._accept_graph(rule, count).ready(*args, *chance):
+            self._fused.add(key)
+        return key in self._fused
 
     @functools.cached_property
     def _no_candidates(self) -> tuple[Tensor, Tensor]:
@@ -229,7 +250,7 @@ class MTPSession:
         if rule.temperature:
             uniform_1 = torch.zeros(1, dtype=torch.float64, device=self.device)
             args += [*self._no_candidates, self._numbers(rule), uniform_1, uniform_1]
-        self._accept_graph(rule).prepare(*args)
+        self._accept_graph(rule, 1).prepare(*args)
 
     def _worth_fusing(self, rule: DraftRule) -> bool:
         """Whether shortlists are likely to hold all that may be drawn."""

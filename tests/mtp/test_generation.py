@@ -162,7 +162,7 @@ def test_text_drawn_with_drafts_has_the_models_distribution(
         drafted, accepted = drafted + result.drafted, accepted + result.accepted
     assert 0 < accepted < drafted
     session: Any = speculator.session
-    assert (SampledAccept in session._accepts) == (params.top_p < 1 or params.top_k > 0)
+    assert ((SampledAccept, 1) in session._accepts) == (params.top_p < 1 or params.top_k > 0)
     assert session._apart == 0
     statistic, freedom = chi_square(counts, expected)
     assert freedom >= 6 and statistic < freedom + 5 * (2 * freedom) ** 0.5

@@ -48,7 +48,7 @@ def test_error_is_that_of_float32(variant: str, rows: int, columns: int) -> None
 
 @pytest.mark.parametrize("dtype", DENSE)
 def test_dense_formats(variant: str, dtype: torch.dtype) -> None:
-    for rows, columns in ((3, 5), (100, 333), (64, 512)):
+    for rows, columns in ((3, 5), (100, 333), (64, 512), (67, 1100)):
         weight, x = torch.randn(rows, columns).to(dtype), torch.randn(20, columns)
         for tokens in (1, 4, 20):
             expected = x[:tokens].double() @ weight.double().T

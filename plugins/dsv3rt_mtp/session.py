@@ -131,11 +131,15 @@ class MTPSession:
         self._final, self._waiting = known - again, [rows_TD[rows - again : rows]] if again else []
         return chain.drafts(count)
 
-    def _draft_on(self, chain: _Chain, count: int, cache: Cache, rule: DraftRule) -> None:
-        """The last module again, on its own hidden states, until there are `count` drafts."""
-        while len(chain.tokens) < count:
+    def _draft_on(
+        self, chain: _Chain, count: int, cache: Cache, rule: DraftRule, chance_k: Tensor | None = None
+    ) -> None:
+        """The last module again, on its own hidden states, until there are `count` drafts. chance_k: numbers drawn for
+        them already, float64 [count]."""
+        while (made := len(chain.tokens)) < count:
             state = chain.tokens[-1][None], chain.row_B1D, chain.next_B1, self._zero_1
-            chain.add(self._graph(self.head.depth - 1, rule, begins=False)(*state, cache, *self._chance(rule)))
+            chance = self._chance(rule, None if chance_k is None else chance_k[made : made + 1])
+            chain.add(self._graph(self.head.depth - 1, rule, begins=False)(*state, cache, *chance))
 
     def _graph(self, depth: int, rule: DraftRule, *, begins: bool) -> Compiled | GreedyDraft | SampledDraft:
         kind = SampledDraft if rule.temperature else GreedyDraft
@@ -149,9 +153,11 @@ class MTPSession:
                 self._drafts[key] = self._compile(kind(self.head, depth), {0: 1, 1: 1, 2: 1})
         return self._drafts[key]
 
-    def _chance(self, rule: DraftRule) -> tuple[Tensor, ...]:
+    def _chance(self, rule: DraftRule, uniform_1: Tensor | None = None) -> tuple[Tensor, ...]:
         """What drawing one draft needs."""
-        return (self._numbers(rule), rule.uniforms(1).to(self.device)) if rule.temperature else ()
+        if not rule.temperature:
+            return ()
+        return self._numbers(rule), rule.uniforms(1).to(self.device) if uniform_1 is None else uniform_1
 
     def _numbers(self, rule: DraftRule) -> Tensor:
         """The rule as graphs take it; made once an answer."""
@@ -189,8 +195,10 @@ class MTPSession:
                 rule.uniforms(rows).to(self.device),
             ]
         made = count if count > 1 and self._can_fuse(rule, count, args) else 1
-        if rule.temperature:
-            args.append(rule.uniforms(made).to(self.device))
+        # all at once, so that a seed gives the same numbers whichever graph makes the drafts
+        chance_k = rule.uniforms(count).to(self.device) if rule.temperature else None
+        if chance_k is not None:
+            args.append(chance_k[:made])
         packed, *after = self._accept_graph(rule, made)(*args)
         *settled, accepted, fine = packed.tolist()
         if not fine:
@@ -204,7 +212,7 @@ class MTPSession:
             return Accepted(settled, Drafts(next_drafts, (after[2], after[3]) if rule.temperature else None))
         chain = _Chain()
         chain.begin(packed[rows : rows + 1], *after)
-        self._draft_on(chain, count, caches[0], rule)
+        self._draft_on(chain, count, caches[0], rule, chance_k)
         return Accepted(settled, chain.drafts(count))
 
     def _accept_graph(self, rule: DraftRule, count: int) -> Compiled:

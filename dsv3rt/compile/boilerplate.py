@@ -5,18 +5,21 @@ expressions. With `-O1` that is 4 of the 5 to 7 seconds its compiler takes. Here
 to each graph. Should torch write its sources otherwise one day, they are compiled as they are.
 
 torch's headers, which it precompiles itself, are kept beside it: whole or not there, since a compiler refuses half of
-one ever after.
+one ever after. Making one takes longer than it saves a single graph, so none waits for them: they are made ahead, by a
+job of their own, and serve whichever graphs come to their C++ when they are there.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,8 @@ _INCLUDE = "#include <torch/csrc/inductor/aoti_include/cpu.h>\n"
 _ELSEWHERE = "namespace torch::aot_inductor { extern template class AOTInductorModelBase<AOTInductorModel>; }\n"
 _HERE = f"template class torch::aot_inductor::AOTInductorModelBase<{_MODEL}>;\n"
 _MAKING = ".making-"
+_LESS_URGENT = 5
+"""Added to the niceness of what precompiles headers."""
 _UNUSED_S = 30 * 24 * 3600
 
 
@@ -43,34 +48,53 @@ def interface() -> str:
 
 
 @contextlib.contextmanager
-def compiled_once(common: Path, scratch: Path) -> Iterator[None]:
+def compiled_once(common: Path, scratch: Path, *, ahead: bool) -> Iterator[None]:
     """While this lasts, torch's C++ builder leaves the interface out of what it compiles and links an object of it
-    instead, made when first needed. It and precompiled headers are kept in `common`."""
+    instead, made when first needed. It and precompiled headers are kept in `common`; headers are only made `ahead`."""
     place = _of_this_torch(common)
     kept = scratch / "common"  # torch does not quote the paths it gives to compilers, and those of users have spaces
     kept.symlink_to(place)
     text = interface()
     build: Callable[[CppBuilder], None] = CppBuilder.build
+    headers: list[Future[None]] = []
+    parts: list[Future[None]] = []
+
+    def once(target: Path, make: Callable[[Path], Path]) -> None:
+        """`make` returns a file in the folder it is given, which becomes `target` unless that is there."""
+        with FileLock(f"{target}.lock"):
+            if not target.exists():
+                with _making(place, kept) as folder:
+                    os.replace(make(folder), target)
+
+    def precompiled(builder: CppBuilder, folder: Path) -> Path:
+        target = Path(builder._target_file)
+        builder._output = builder._output.replace(str(target), str(folder / target.name))
+        build(builder)
+        return folder / target.name
+
+    def build_wrapper(builder: CppBuilder) -> None:
+        options = (builder._compiler, builder._cflags_args, builder._definitions_args, text)
+        other = kept / f"interface-{hashlib.sha256(repr(options).encode()).hexdigest()[:16]}.o"
+        made = beside.submit(once, other, lambda folder: _interface_object(builder, build, folder, text))
+        for header in headers:
+            header.result()
+        build(builder)
+        made.result()
+        _join(builder, other)
 
     def build_graph(builder: CppBuilder) -> None:
         source = Path(builder._sources_args)
         if builder._precompiling:
-            target = Path(builder._target_file)
-            with _making(place, kept) as folder:
-                builder._output = builder._output.replace(str(target), str(folder / target.name))
-                build(builder)
-                os.replace(folder / target.name, target)
+            if ahead:
+                make = functools.partial(precompiled, builder)
+                headers.append(later.submit(once, Path(builder._target_file), make))
         elif source.name.endswith(".wrapper.cpp") and text in (code := source.read_text(encoding="utf-8")):
             source.write_text(code.replace(text, _ELSEWHERE), encoding="utf-8")
-            build(builder)
-            options = (builder._compiler, builder._cflags_args, builder._definitions_args, text)
-            other = kept / f"interface-{hashlib.sha256(repr(options).encode()).hexdigest()[:16]}.o"
-            with FileLock(f"{other}.lock"):
-                if not other.exists():
-                    with _making(place, kept) as folder:
-                        os.replace(_interface_object(builder, build, folder, text), other)
-            _join(builder, other)
+            parts.append(beside.submit(build_wrapper, builder))  # the kernels are compiled at the same time
         else:
+            if not source.name.endswith(".kernel.cpp"):  # it is linked
+                for part in parts:
+                    part.result()
             build(builder)
 
     places: Any = codecache
@@ -79,7 +103,11 @@ def compiled_once(common: Path, scratch: Path) -> Iterator[None]:
     builder_class: Any = CppBuilder
     builder_class.build = build_graph
     try:
-        yield
+        with (
+            ThreadPoolExecutor() as beside,
+            ThreadPoolExecutor(1, initializer=os.nice, initargs=(_LESS_URGENT,)) as later,
+        ):
+            yield
     finally:
         builder_class.build = build
         places._HEADER_DIR, places._HEADER_LOCK_DIR = before

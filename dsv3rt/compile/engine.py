@@ -106,7 +106,8 @@ class Engine:
             self._step.prepare(few, few, caches)
         for ids_BT in (few, many) if self._deep or not self._whole else (many,):
             x_BTD = self.decoder.model.embed_tokens(ids_BT)
-            for block, cache in zip(self.decoder.model.layers, caches, strict=True):
+            blocks = list(zip(self.decoder.model.layers, caches, strict=True))
+            for block, cache in reversed(blocks):  # the kind that most are of comes after others: it is asked for first
                 program: Any = block.forward
                 program.prepare(x_BTD, ids_BT, cache)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.fx.experimental._config as shape_options
-from torch import nn
+from torch import Tensor, nn
 
 from dsv3rt.compile.boilerplate import compiled_once
 from dsv3rt.compile.spec import ArgSpec, GraphSpec, TensorSpec
@@ -29,10 +29,17 @@ _C_TYPES = {"Tensor": "AtenTensorHandle", "int": "int64_t", "SymInt": "int64_t",
 
 
 def build_package(
-    module: nn.Module, spec: GraphSpec, threads: int, folder: Path, scratch: Path, common: Path
+    module: nn.Module,
+    spec: GraphSpec,
+    threads: int,
+    folder: Path,
+    scratch: Path,
+    common: Path,
+    *,
+    ahead: bool = False,
 ) -> Mapping[str, Any]:
     """Compile `module` for `spec` into `folder`; returns what is to be recorded with it. `scratch`: for what comes up
-    on the way; `common`: keeps what graphs have in common.
+    on the way; `common`: keeps what graphs have in common; `ahead`: make that.
 
     Raises whatever torch raises when the module cannot be a whole graph.
     """
@@ -45,7 +52,7 @@ def build_package(
         warnings.simplefilter("ignore")
         exported = torch.export.export(module, args, dynamic_shapes=shapes, strict=False)
         archive = scratch / "graph.pt2"
-        with compiled_once(common, scratch):
+        with compiled_once(common, scratch, ahead=ahead):
             torch._inductor.aoti_compile_and_package(
                 exported, package_path=str(archive), inductor_configs=_options(threads if spec.many_tokens else 1)
             )
@@ -66,6 +73,19 @@ def build_package(
         "spec": spec.canonical(),
         "torch": torch.__version__,
     }
+
+
+class _Smallest(nn.Module):
+    """A graph of one loop."""
+
+    def forward(self, x_N: Tensor) -> Tensor:
+        return x_N + 1
+
+
+def build_common(scratch: Path, common: Path) -> None:
+    """Make what `common` keeps, by making a graph that is of no other use. `scratch`: for what comes up on the way."""
+    spec = GraphSpec((TensorSpec((64,), "float32"),), ())
+    build_package(_Smallest(), spec, 1, scratch / "files", scratch, common, ahead=True)
 
 
 def _ours(target: Any) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from dsv3rt.compile.spec import GraphSpec
-from dsv3rt.compile.store import GraphStore
+from dsv3rt.compile.store import COMMON, GraphStore
 
 LENGTH = struct.Struct("<Q")
 READY = b"ready\n"
@@ -50,6 +50,25 @@ class Job:
                 store.add(self.key, files, info)
 
 
+_LESS_URGENT = 4
+"""Added to the niceness of what only becomes useful at the end of making a graph."""
+
+
+@dataclass(frozen=True)
+class CommonJob:
+    """Make what graphs have in common, while the first of them is not yet at the point of needing it."""
+
+    common: Path
+    key: str = COMMON
+
+    def run(self, scratch: Path) -> None:
+        """Make what is not there. `scratch`: an empty folder."""
+        from dsv3rt.compile.export import build_common
+
+        os.nice(_LESS_URGENT)
+        build_common(scratch, self.common)
+
+
 _NO_ROOM = (*(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)), "File size limit exceeded")
 
 
@@ -77,14 +96,14 @@ class Answer:
         return cls(**json.loads(line))
 
 
-def send(job: Job, stream: IO[bytes]) -> None:
+def send(job: Job | CommonJob, stream: IO[bytes]) -> None:
     """Write one job the way `main` reads it."""
     data = pickle.dumps(job)
     stream.write(LENGTH.pack(len(data)) + data)
     stream.flush()
 
 
-def receive(stream: IO[bytes]) -> Job | None:
+def receive(stream: IO[bytes]) -> Job | CommonJob | None:
     head = stream.read(LENGTH.size)
     if len(head) < LENGTH.size:
         return None
@@ -93,5 +112,5 @@ def receive(stream: IO[bytes]) -> Job | None:
     if len(data) < length:
         return None
     job = pickle.loads(data)
-    assert isinstance(job, Job)
+    assert isinstance(job, (Job, CommonJob))
     return job

@@ -25,11 +25,14 @@ from typing import Any
 from torch import Tensor
 
 from dsv3rt import cache_folder
-from dsv3rt.compile.jobs import READY, Answer, Job, send
+from dsv3rt.compile.jobs import READY, Answer, CommonJob, Job, send
 from dsv3rt.compile.spec import GraphSpec
 from dsv3rt.compile.store import COMMON, Entry, GraphStore
 
 log = logging.getLogger("dsv3rt.compile")
+
+_AT_ONCE = -1
+"""An urgency no graph has."""
 
 
 @dataclass
@@ -61,7 +64,7 @@ class Compiler:
         self.jobs = jobs
         self._tickets: dict[str, Ticket] = {}
         self._dropped: set[str] = set()
-        self._queue: list[tuple[int, int, Job]] = []
+        self._queue: list[tuple[int, int, Job | CommonJob]] = []
         self._order = itertools.count()
         self._running = 0
         self._ready = False
@@ -98,6 +101,7 @@ class Compiler:
             heapq.heappush(self._queue, (urgency, next(self._order), job))
             if self.started is None:
                 self.started = time.perf_counter()
+                heapq.heappush(self._queue, (_AT_ONCE, next(self._order), CommonJob(self._common)))
                 threading.Thread(target=self._feed, daemon=True).start()
                 atexit.register(self._leave)
             self._changed.notify_all()
@@ -168,7 +172,7 @@ class Compiler:
                 self._give_up(f"the compiling process cannot be used: {error}")
                 return
 
-    def _next(self) -> Job:
+    def _next(self) -> Job | CommonJob:
         self._running += 1
         return heapq.heappop(self._queue)[2]
 
@@ -213,7 +217,8 @@ class Compiler:
                 self._give_up(f"{answer.no_room} ({self._made.folder})")
                 _end(process)
                 return
-            self._settle(self._tickets[answer.key], answer)
+            if answer.key != CommonJob.key:  # where that fails, graphs make it themselves, and say why they cannot
+                self._settle(self._tickets[answer.key], answer)
             with self._lock:
                 self._running -= 1
                 self._changed.notify_all()

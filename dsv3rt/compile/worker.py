@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from dsv3rt import cache_folder
-from dsv3rt.compile.jobs import READY, Answer, Job, receive
+from dsv3rt.compile.jobs import READY, Answer, CommonJob, Job, receive
 
 NICENESS = 10
 _SCRATCH = "dsv3rt-compile-"
@@ -28,7 +28,7 @@ def _say(out: int, line: bytes) -> None:
         os.write(out, line)
 
 
-def _run_forked(job: Job, out: int, scratch: Path) -> int:
+def _run_forked(job: Job | CommonJob, out: int, scratch: Path) -> int:
     """Run `job` in a child; its process id."""
     started = time.perf_counter()
     pid = os.fork()
@@ -61,7 +61,7 @@ class _Children:
         self.running: dict[int, str] = {}
         signal.signal(signal.SIGCHLD, lambda number, frame: self.reap(os.WNOHANG))
 
-    def start(self, job: Job) -> None:
+    def start(self, job: Job | CommonJob) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # it must be listed before it can end
         pid = _run_forked(job, self.out, self.scratch)
         self.running[pid] = job.key

@@ -11,18 +11,21 @@ from __future__ import annotations
 
 import math
 import secrets
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dsv3rt.errors import UsageError, UserError
+from dsv3rt.generate.likeliest import likeliest
 from dsv3rt.model.ids import ints
 
-_FIRST_NUCLEI = (64, 1024)
-"""How many of the likeliest tokens are looked at first, and then, when top-p alone cuts a whole vocabulary."""
+_FIRST_NUCLEUS = 1024
+"""How many of the likeliest tokens are looked at first when top-p alone cuts a whole vocabulary."""
 _BISECTIONS = 24
 """Halvings of the range of probabilities: what is left of it holds few tokens, however flat the distribution."""
 
@@ -133,7 +136,11 @@ class Sampler:
         """As `sample`, for who needs no distribution: touches only the candidates."""
         if self.params.greedy:
             return self.greedy(logits_V, history)
-        ids_K, probs_K = self.candidates(logits_V, history)
+        scores_V = self._penalised(logits_V, history)
+        if (few := self._likeliest(scores_V)) is not None:
+            ids, weights = few
+            return ids[self._draw_of_few(weights)]
+        ids_K, probs_K = self._candidates(scores_V)
         choice = self.draw(probs_K)
         return choice if ids_K is None else int(ids_K[choice])
 
@@ -143,9 +150,15 @@ class Sampler:
             probs_V = torch.zeros_like(logits_V, dtype=torch.float32)
             probs_V[self.greedy(logits_V, history)] = 1.0
             return probs_V
-        ids_K, probs_K = self.candidates(logits_V, history)
-        if ids_K is None:
-            return probs_K
+        scores_V = self._penalised(logits_V, history)
+        if (few := self._likeliest(scores_V)) is not None:
+            ids_K = ints(few[0], scores_V.device)
+            weights_K = torch.tensor(few[1], dtype=torch.float64, device=scores_V.device)
+            probs_K = (weights_K / weights_K.sum()).float()
+        elif (found := self._candidates(scores_V))[0] is None:
+            return found[1]
+        else:
+            ids_K, probs_K = found[0], found[1]
         return torch.zeros_like(logits_V, dtype=torch.float32).scatter_(0, ids_K, probs_K)
 
     def draw(self, weights: Tensor) -> int:
@@ -157,14 +170,24 @@ class Sampler:
         # Rounding may put the point on the total itself, past the last index that has any weight.
         return index if index < weights.numel() else int(weights.nonzero()[-1])
 
+    def _draw_of_few(self, weights: Sequence[float]) -> int:
+        """As `draw`, from numbers."""
+        sums = list(accumulate(weights))
+        point = float(torch.rand((), generator=self._generator, dtype=torch.float64)) * sums[-1]
+        index = bisect_right(sums, point)
+        return index if index < len(sums) else max(slot for slot, weight in enumerate(weights) if weight > 0)
+
     def uniforms(self, count: int) -> Tensor:
         """Numbers in [0, 1), float64 [count] on the CPU, from this answer's generator."""
         return torch.rand(count, generator=self._generator, dtype=torch.float64)
 
-    def candidates(self, logits_V: Tensor, history: Sequence[int] = ()) -> tuple[Tensor | None, Tensor]:
+    def _likeliest(self, scores_V: Tensor) -> tuple[list[int], list[float]] | None:
+        params = self.params
+        return likeliest(scores_V, params.temperature, params.top_k, params.top_p, params.min_p)
+
+    def _candidates(self, scores: Tensor) -> tuple[Tensor | None, Tensor]:
         """(ids [K], probs [K]) of the tokens that survive, ascending ids; ids None means every token, K = V."""
         params = self.params
-        scores = self._penalised(logits_V, history)
         # Subtracting the maximum first keeps a tiny temperature from overflowing; softmax is blind to the shift.
         top = scores.max()
         _refuse_nan(top)
@@ -202,10 +225,9 @@ def _nucleus(probs: Tensor, top_p: float) -> Tensor:
     Sorting a vocabulary of 160K costs more than everything else here. So the likeliest few are tried first; if they do
     not suffice, bisection finds the probability at which the mass is reached, and only what lies next to it is sorted.
     """
-    for size in _FIRST_NUCLEI:
-        best, ids = torch.topk(probs, min(size, probs.numel()))
-        if best.numel() == probs.numel() or float(best.sum(dtype=torch.float64)) >= top_p:
-            return ids[_before(best, 0.0, top_p)].sort().values
+    best, ids = torch.topk(probs, min(_FIRST_NUCLEUS, probs.numel()))
+    if best.numel() == probs.numel() or float(best.sum(dtype=torch.float64)) >= top_p:
+        return ids[_before(best, 0.0, top_p)].sort().values
     low, high = 0.0, float(best[0])  # what is above `low` has a mass that reaches top_p, what is above `high` has not
     surely = 0.0
     for _ in range(_BISECTIONS):

@@ -92,9 +92,9 @@ def compiled_once(common: Path, scratch: Path, *, ahead: bool) -> Iterator[None]
             source.write_text(code.replace(text, _ELSEWHERE), encoding="utf-8")
             parts.append(beside.submit(build_wrapper, builder))  # the kernels are compiled at the same time
         else:
-            if not source.name.endswith(".kernel.cpp"):  # it is linked
-                for part in parts:
-                    part.result()
+            # else it is linked
+            for needed in headers if source.name.endswith(".kernel.cpp") else parts:
+                needed.result()
             build(builder)
 
     places: Any = codecache

@@ -31,8 +31,8 @@ from dsv3rt.compile.store import COMMON, Entry, GraphStore
 
 log = logging.getLogger("dsv3rt.compile")
 
-_AT_ONCE = -1
-"""An urgency no graph has."""
+_BESIDE_THE_FIRST, _AFTER_ALL = -1, 1 << 30
+"""Urgencies that no graph has."""
 
 
 @dataclass
@@ -101,7 +101,8 @@ class Compiler:
             heapq.heappush(self._queue, (urgency, next(self._order), job))
             if self.started is None:
                 self.started = time.perf_counter()
-                heapq.heappush(self._queue, (_AT_ONCE, next(self._order), CommonJob(self._common)))
+                urgency_of_common = _BESIDE_THE_FIRST if self.jobs > 1 else _AFTER_ALL
+                heapq.heappush(self._queue, (urgency_of_common, next(self._order), CommonJob(self._common)))
                 threading.Thread(target=self._feed, daemon=True).start()
                 atexit.register(self._leave)
             self._changed.notify_all()

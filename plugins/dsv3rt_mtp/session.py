@@ -216,7 +216,7 @@ class MTPSession:
         return Accepted(settled, chain.drafts(count))
 
     def _accept_graph(self, rule: DraftRule, count: int) -> Compiled:
-        kind: type[GreedyAccept] | type[SampledAccept] = SampledAccept if rule.temperature else GreedyAccept
+        kind = _accept_kind(rule)
         if (kind, count) not in self._accepts:
             by_row = {0: 0, 1: 0, 2: 1, **({5: 0, 6: 0, 8: 0} if rule.temperature else {})}
             self._accepts[kind, count] = self._compile(kind(self.head, count), by_row)
@@ -224,7 +224,7 @@ class MTPSession:
 
     def _can_fuse(self, rule: DraftRule, count: int, args: list[Any]) -> bool:
         """Whether one graph accepts and makes all `count` drafts. It is asked for once that many are in steady use."""
-        key = SampledAccept if rule.temperature else GreedyAccept, count
+        key = _accept_kind(rule), count
         if key in self._fused:
             return True
         uses = self._uses[key] = self._uses.get(key, 0) + 1
@@ -266,6 +266,10 @@ class MTPSession:
             self._apart -= 1
             return False
         return rule.top_p < 1 or rule.min_p > 0 or 0 < rule.top_k < CANDIDATES
+
+
+def _accept_kind(rule: DraftRule) -> type[GreedyAccept] | type[SampledAccept]:
+    return SampledAccept if rule.temperature else GreedyAccept
 
 
 class _Chain:

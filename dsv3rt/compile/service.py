@@ -33,6 +33,8 @@ log = logging.getLogger("dsv3rt.compile")
 
 _BESIDE_THE_FIRST, _AFTER_ALL = -1, 1 << 30
 """Urgencies that no graph has."""
+_PATIENCE_S = 5
+"""How long the side process may take to end."""
 
 
 @dataclass
@@ -255,4 +257,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
-        process.wait()
+        try:
+            process.wait(_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

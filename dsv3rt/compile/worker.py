@@ -15,6 +15,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from dsv3rt import cache_folder
 from dsv3rt.compile.jobs import READY, Answer, CommonJob, Job, receive
@@ -87,9 +89,14 @@ def main() -> None:
     os.nice(NICENESS)
     out = os.dup(1)
     os.dup2(2, 1)  # what compilers print must not mix with the answers
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit())  # which removes what is temporary
     cache_folder.sweep(Path(tempfile.gettempdir()), _SCRATCH)
-    with cache_folder.scratch(_SCRATCH) as scratch:
+    with (temporary := cache_folder.scratch(_SCRATCH)) as scratch:
+
+        def end(number: int, frame: FrameType | None) -> NoReturn:
+            temporary.cleanup()
+            os._exit(0)  # no exception: one that is raised in a hook of fork's is lost
+
+        signal.signal(signal.SIGTERM, end)
         os.environ.update(
             OMP_NUM_THREADS="1",
             TORCHINDUCTOR_COMPILE_THREADS="1",

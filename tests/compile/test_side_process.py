@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from dsv3rt import cache_folder
+from dsv3rt.compile.jobs import CommonJob, send
 from dsv3rt.compile.live import LiveCompiler
 from dsv3rt.compile.program import Program, Shared
 from dsv3rt.compile.service import Compiler
@@ -122,6 +123,21 @@ def test_killed_in_mid_compile(tmp_path: Path, moment: str, caplog: pytest.LogCa
     assert GraphStore(tmp_path).entries() == []
     assert call(program(tmp_path))
     assert left_in(tmp_path) == [] and scratch_of(killed) == []
+
+
+def test_told_to_end_in_the_middle_of_a_fork(tmp_path: Path) -> None:
+    """There, exceptions of signal handlers are lost."""
+    told = "os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.SIGTERM))"
+    code = f"import os, signal; {told}; from dsv3rt.compile import worker; worker.main()"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe) as worker:
+        assert worker.stdin is not None
+        send(CommonJob(tmp_path), worker.stdin)
+        try:
+            assert worker.wait(60) == 0
+        finally:
+            worker.kill()
+    assert scratch_of(worker.pid) == [] and left_in(tmp_path) == []
 
 
 def test_who_asked_is_killed(tmp_path: Path) -> None:

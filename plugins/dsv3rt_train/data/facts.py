@@ -281,6 +281,7 @@ def fix_articles(text: str) -> str:
     """ "a owl" -> "an owl"."""
     words = text.split(" ")
     for i in range(len(words) - 1):
-        if words[i] in ("a", "A") and words[i + 1][:1].lower() in "aeiou":
+        vowel = words[i + 1][:1].lower() in "aeiou" and not words[i + 1].lower().startswith("uni")
+        if words[i] in ("a", "A") and vowel:
             words[i] += "n"
     return " ".join(words)

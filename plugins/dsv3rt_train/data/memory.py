@@ -225,7 +225,13 @@ def remember(rng: random.Random, distract: Callable[[random.Random], Turns]) -> 
     """One to three matters said, other talk between (from `distract`), and one or two questions about them."""
     said = _pick(rng, rng.choices((1, 2, 3), (0.62, 0.28, 0.10))[0])
     turns: Turns = []
-    for one in said:
+    separate = said
+    if len(said) > 1 and rng.random() < 0.35:
+        first, second = (one.fill(rng.choice(one.matter.says)) for one in said[:2])
+        rest = second if second.startswith("I") else second[:1].lower() + second[1:]
+        turns.append((f"{first.rstrip('.!')} and {rest}", said[1].fill(rng.choice(said[1].matter.replies))))
+        separate = said[2:]
+    for one in separate:
         turns.append((one.fill(rng.choice(one.matter.says)), one.fill(rng.choice(one.matter.replies))))
         if rng.random() < 0.12:
             turns += distract(rng)[:1]

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsv3rt_train.data import arithmetic, chatterbot, glosses, memory, talk
+from dsv3rt_train.data import arithmetic, chatterbot, glosses, memory, stories, talk
 from dsv3rt_train.data.facts import SINGLE, TOPICS, capitalise, fix_articles, is_held_out
 from dsv3rt_train.data.nouns import PLURAL, UNIQUE
 
@@ -33,10 +33,12 @@ _GLOSS_FORMS = (
 )
 
 WEIGHTS: dict[str, float] = {
-    "story": 0.08, "sum": 0.11, "follow_up_sum": 0.10, "numbers": 0.09, "gloss": 0.11, "fact": 0.085, "single": 0.02, "comparison": 0.055,
-    "follow_up_fact": 0.06, "remember": 0.13, "repeat": 0.09, "greeting": 0.025, "small_talk": 0.045, "identity": 0.025, "unknown": 0.075, "chatterbot": 0.005,
+    "story": 0.14, "sum": 0.09, "follow_up_sum": 0.08, "numbers": 0.09, "gloss": 0.18, "fact": 0.085, "single": 0.02, "comparison": 0.055,
+    "follow_up_fact": 0.06, "remember": 0.12, "repeat": 0.07, "greeting": 0.025, "small_talk": 0.045, "identity": 0.025, "unknown": 0.09, "chatterbot": 0.005,
 }  # fmt: skip
 """Share of each kind among the exchanges drawn."""
+_PLAIN = 0.02
+"""Share of stories without a conversation around them: how to go on with "Once upon a time"."""
 
 
 def messages(turns: Turns) -> list[Message]:
@@ -140,6 +142,12 @@ class Mixture:
         for _ in range(count):
             yield self.draw(rng)
 
+    def documents(self, seed: int, count: int) -> Iterator[list[Message] | str]:
+        """The same, a few of them replaced by the plain text of a story."""
+        rng = random.Random(f"plain {seed}")
+        for conversation in self.conversations(seed, count):
+            yield stories.tell(rng).text if rng.random() < _PLAIN else conversation
+
     def held_out(self, seed: int, count: int) -> dict[str, list[list[Message]]]:
         """Up to `count` held-out conversations of each kind, none of which training draws (small talk and the like
         excepted:
@@ -156,12 +164,13 @@ class Mixture:
         return sets
 
 
-def write_jsonl(path: Path, conversations: Iterator[list[Message]]) -> int:
-    """One {"messages": [...]} a line. Returns how many."""
+def write_jsonl(path: Path, documents: Iterable[list[Message] | str]) -> int:
+    """One {"messages": [...]} or {"text": ...} a line. Returns how many."""
     count = 0
     with path.open("w", encoding="utf-8") as file:
-        for conversation in conversations:
-            file.write(json.dumps({"messages": conversation}, ensure_ascii=False) + "\n")
+        for document in documents:
+            record = {"text": document} if isinstance(document, str) else {"messages": document}
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
             count += 1
     return count
 
@@ -170,6 +179,6 @@ def write_recipe(folder: Path, sources: Sources, *, seed: int, conversations: in
     """`folder`/train.jsonl and `folder`/heldout/KIND.jsonl."""
     (folder / "heldout").mkdir(parents=True, exist_ok=True)
     mixture = Mixture(sources)
-    write_jsonl(folder / "train.jsonl", mixture.conversations(seed, conversations))
+    write_jsonl(folder / "train.jsonl", mixture.documents(seed, conversations))
     for name, items in mixture.held_out(seed + 1, held_out).items():
-        write_jsonl(folder / "heldout" / f"{name}.jsonl", iter(items))
+        write_jsonl(folder / "heldout" / f"{name}.jsonl", items)

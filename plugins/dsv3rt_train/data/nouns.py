@@ -8,18 +8,21 @@ from __future__ import annotations
 COMMON_NOUNS: dict[str, tuple[str, ...]] = {
     name: tuple(words.split())
     for name, words in {
-        "animal": """dog cat horse cow pig sheep goat rabbit mouse rat bear wolf fox lion tiger elephant monkey
+        "animal": """hedgehog mole robin beaver swallow worm caterpillar ladybug hamster toad raccoon otter chicken turkey koala dinosaur dragonfly jellyfish stork badger
+            dog cat horse cow pig sheep goat rabbit mouse rat bear wolf fox lion tiger elephant monkey
         giraffe zebra
             camel deer squirrel bat kangaroo dolphin#2 whale shark fish salmon frog snake lizard turtle crocodile bird
             eagle owl parrot penguin duck goose swan rooster pigeon crow sparrow bee ant butterfly spider fly beetle
             mosquito snail octopus crab kitten puppy lamb calf pony donkey hen seal panda leopard hippopotamus
             rhinoceros gorilla chimpanzee ostrich peacock lobster""",
-        "food": """apple pear banana orange lemon grape cherry strawberry peach plum melon potato carrot onion tomato
+        "food": """mushroom pumpkin nut berry corn* garlic* sauce cucumber pineapple lettuce mustard* 
+            apple pear banana orange lemon grape cherry strawberry peach plum melon potato carrot onion tomato
         cabbage
             bean pea rice* bread* cake#2 cookie pie cheese* butter* milk* egg meat* sausage soup* salad* sugar* salt*
             pepper* honey* jam* chocolate* coffee* tea* juice* wine* beer* breakfast lunch dinner meal dessert candy*
             sandwich pizza* pasta* pancake yogurt* flour*""",
-        "artifact": """house room kitchen bedroom bathroom garage roof wall door window floor stairs table chair bed
+        "artifact": """lantern teapot crown sword necklace balloon puzzle kettle stool bench mill lighthouse windmill harbor farm market cage barn hut cottage shovel ax  television radio phone keyboard printer screen sled cart submarine tram whistle compass flag mask suitcase spaceship
+            house room kitchen bedroom bathroom garage roof wall door window floor stairs table chair bed
         sofa desk lamp
             mirror clock oven refrigerator shelf carpet curtain pillow blanket candle key knife fork spoon plate cup
             bowl bottle pot box basket bag bucket broom brush hammer nail saw rope needle scissors ladder umbrella car
@@ -29,15 +32,17 @@ COMMON_NOUNS: dict[str, tuple[str, ...]] = {
             ball kite library school hospital church castle palace museum theater restaurant shop prison factory office
             hotel book painting photograph pencil pen garden watch towel soap* zoo tower fence gate medal statue
             microscope telescope thermometer magnet lock bell tent boot sweater wallet""",
-        "object": """mountain hill valley island beach river lake sea ocean waterfall cave volcano sun moon star planet stone
+        "object": """meadow comet shell feather glacier hole jungle nest
+            mountain hill valley island beach river lake sea ocean waterfall cave volcano sun moon star planet stone
             sky desert forest pond bay""",
-        "plant": "tree flower rose grass* tulip oak pine cactus bush",
+        "plant": "seed leaf root sunflower palm branch tree flower rose grass* tulip oak pine cactus bush",
         "phenomenon": "rain* snow* wind* storm thunder* rainbow fire* cloud lightning* fog* electricity* light* gravity*",
         "substance": """sand* ice* gold* silver* iron* copper* glass* wood* plastic* wool* cotton* silk* leather* oil*
         paper* water*
             air* steel* diamond* oxygen*""",
         "time": "morning evening night day week month year hour minute second spring summer autumn winter birthday century",
-        "person": """man woman child boy girl baby mother father brother sister uncle aunt grandmother grandfather
+        "person": """fairy dragon witch wizard giant ghost mermaid unicorn monster pirate knight shepherd gardener fisherman clown magician astronaut detective snowman elf president driver hunter twin guest stranger enemy barber
+            man woman child boy girl baby mother father brother sister uncle aunt grandmother grandfather
         cousin friend
             neighbor king queen prince princess teacher student doctor nurse dentist farmer baker butcher cook waiter
             soldier sailor pilot lawyer judge singer dancer actor painter writer poet thief fireman policeman
@@ -200,6 +205,117 @@ OWN_GLOSSES: dict[str, str] = {
     "question": "something that you ask",
     "boot": "a shoe that covers the foot and the lower leg",
     "train": "a line of railway cars pulled by an engine",
+    "hedgehog": "a small animal with spines that rolls into a ball",
+    "mole": "a small animal that digs tunnels and can hardly see",
+    "robin": "a small bird with a red breast",
+    "beaver": "an animal with a flat tail that builds dams",
+    "swallow": "a small bird with a forked tail that flies fast",
+    "worm": "a long soft animal without legs",
+    "caterpillar": "a young butterfly that looks like a worm",
+    "ladybug": "a small red beetle with black dots",
+    "hamster": "a small pet with short legs and big cheeks",
+    "toad": "an animal like a frog with rough skin",
+    "raccoon": "a gray animal with a black mask",
+    "otter": "a brown animal that swims well and eats fish",
+    "chicken": "a farm bird that lays eggs",
+    "turkey": "a large farm bird that people eat",
+    "koala": "a gray animal from Australia that lives in trees",
+    "dinosaur": "a large animal that lived very long ago",
+    "dragonfly": "an insect with long wings that lives near water",
+    "jellyfish": "a soft sea animal that can sting",
+    "stork": "a tall white bird with long red legs",
+    "badger": "a gray animal with a striped head that lives in a hole",
+    "mushroom": "a soft plant without leaves that grows in the forest",
+    "pumpkin": "a large round orange vegetable",
+    "nut": "a hard fruit with a shell",
+    "berry": "a small juicy fruit",
+    "corn": "a tall plant with yellow grains",
+    "garlic": "a plant with a strong smell used in cooking",
+    "sauce": "a liquid that is put on food",
+    "cucumber": "a long green vegetable",
+    "pineapple": "a sweet tropical fruit with a rough skin",
+    "lettuce": "a plant with green leaves that people eat in salads",
+    "mustard": "a yellow sauce with a sharp taste",
+    "lantern": "a lamp that you can carry",
+    "teapot": "a pot for making tea",
+    "crown": "a golden ring that a king or a queen wears on the head",
+    "sword": "a weapon with a long blade",
+    "necklace": "a chain or string of pearls worn around the neck",
+    "balloon": "a thin bag filled with air or gas",
+    "puzzle": "a game in which you must find how the parts fit",
+    "kettle": "a pot for boiling water",
+    "stool": "a small chair without a back",
+    "bench": "a long seat for several people",
+    "mill": "a building where grain is made into flour",
+    "lighthouse": "a tower with a light that guides ships",
+    "windmill": "a mill that is turned by the wind",
+    "harbor": "a place at the coast where ships are safe",
+    "farm": "a place where animals are kept and food is grown",
+    "market": "a place where people buy and sell things",
+    "cage": "a box with bars for keeping animals",
+    "barn": "a building on a farm for animals and hay",
+    "hut": "a small simple house",
+    "cottage": "a small house in the country",
+    "shovel": "a tool for digging",
+    "ax": "a tool with a blade for cutting wood",
+    "television": "a device that shows moving pictures",
+    "radio": "a device for hearing programs from far away",
+    "phone": "a device for talking to people far away",
+    "keyboard": "a row of keys that you press to write or play",
+    "printer": "a machine that puts words on paper",
+    "screen": "a flat surface that shows pictures",
+    "sled": "a vehicle that slides on snow",
+    "cart": "a vehicle with two wheels pulled by a horse",
+    "submarine": "a ship that can go under the water",
+    "tram": "a train that runs in the streets of a city",
+    "whistle": "a small thing that makes a high sound when you blow it",
+    "compass": "a device that shows where north is",
+    "flag": "a piece of cloth with colors that stands for a country",
+    "mask": "a cover for the face",
+    "suitcase": "a box with a handle for clothes on a trip",
+    "spaceship": "a vehicle that flies between the stars",
+    "meadow": "a field of grass and flowers",
+    "comet": "a bright body with a tail that moves around the sun",
+    "shell": "the hard cover of a small sea animal",
+    "feather": "one of the light soft parts that cover a bird",
+    "glacier": "a large mass of ice that moves slowly",
+    "hole": "an empty place in something",
+    "jungle": "a thick forest in a hot land",
+    "nest": "a home that birds build for their eggs",
+    "seed": "a small thing from which a plant grows",
+    "leaf": "a flat green part of a plant",
+    "root": "the part of a plant that grows in the earth",
+    "sunflower": "a tall plant with a large yellow flower",
+    "palm": "a tall tree with large leaves at the top",
+    "branch": "a part of a tree that grows out of the trunk",
+    "fairy": "a small magic person with wings",
+    "dragon": "a big animal in stories that breathes fire",
+    "witch": "a woman in stories who can do magic",
+    "wizard": "a man in stories who can do magic",
+    "giant": "a very tall person in stories",
+    "ghost": "the spirit of a dead person in stories",
+    "mermaid": "a woman in stories with the tail of a fish",
+    "unicorn": "a horse in stories with a horn on its head",
+    "monster": "a terrible creature in stories",
+    "pirate": "a person who robs ships at sea",
+    "knight": "a soldier on a horse who wore iron clothes",
+    "shepherd": "a person who looks after sheep",
+    "gardener": "a person who works in a garden",
+    "fisherman": "a person who catches fish",
+    "clown": "a person who makes people laugh in a circus",
+    "magician": "a person who does magic tricks",
+    "astronaut": "a person who travels in space",
+    "detective": "a person who finds out who did a crime",
+    "snowman": "a figure made of snow",
+    "elf": "a small magic person with pointed ears",
+    "president": "the head of a country",
+    "driver": "a person who drives a car or a bus",
+    "hunter": "a person who hunts wild animals",
+    "twin": "one of two children born at the same time",
+    "guest": "a person who visits you",
+    "stranger": "a person whom you do not know",
+    "enemy": "a person who hates you",
+    "barber": "a person who cuts hair",
     "garden": "a piece of ground where plants are grown",
 }
 """The project's own wording where WordNet's first clause is not what a person would want to hear."""

@@ -77,7 +77,7 @@ SOLO_PLOTS: dict[str, Plot] = {
         ("It was dark and very quiet.", "The moon was bright, and the shadows were long.", "Everything looked different at night."),
         ("Suddenly something moved.", "There was a noise behind a tree.", "Two eyes were shining in the dark."),
         ("{A} stood still and did not breathe.", "{his} heart beat fast.", '"Who is there?" asked {A}.'),
-        ("But it was only the {weather}.", "But it was only a small frog that wanted to cross the path.", "It was only {his} own shadow."),
+        ("But it was only a small frog that wanted to cross the path.", "It was only a {animal} that could not sleep, either.", "But it was only a {animal}, and it was afraid, too."),
         ("{A} laughed and walked home.", "Then {A} sat down and counted the stars.", "{he} looked at the moon until {he} was tired."),
     )),
     "song": Plot("hero", (

@@ -4,17 +4,21 @@ heroes."""
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from dsv3rt_train.data import words
+from dsv3rt_train.data import subject_plots, subjects, words
 from dsv3rt_train.data.facts import capitalise, fix_articles
 from dsv3rt_train.data.plots import ENDINGS, OPENINGS, PLOTS, THEME_PLOTS, Plot
 from dsv3rt_train.data.solo_plots import SOLO_ENDINGS, SOLO_PLOTS
 
 _GIRLS = tuple(name for name in words.GIRLS if name.endswith("a"))
 """A small model must be able to tell "he" from "she" by the name: these end in "a", and no boy's name does."""
-_FEMALE = frozenset({"girl", "queen", "princess", "grandmother", "hen", "cow"})
-_MALE = frozenset({"boy", "king", "prince", "grandfather", "wizard", "fisherman", "knight", "pirate"})
+_FEMALE = frozenset({"girl", "queen", "princess", "grandmother", "hen", "cow"}) | subjects.FEMALE_CREATURES
+_MALE = (
+    frozenset({"boy", "king", "prince", "grandfather", "wizard", "fisherman", "knight", "pirate"})
+    | subjects.MALE_CREATURES
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class Story:
     """With its article, as one asks for it: "a fox", "the sea"."""
     text: str
     hero: Hero
+    mood: str = ""
+    """What kind of story was asked for: "sad", or nothing."""
 
 
 def make_hero(rng: random.Random, kind: str | None = None, unlike: Hero | None = None) -> Hero:
@@ -57,6 +63,11 @@ class _Subject:
     thing: str | None = None
     place: str | None = None
     plot: Plot | None = None
+    told: str = ""
+    """The subject as the story names it first: "a kite", "the sea"."""
+    pair: str = ""
+    """What the two heroes are, in the plural."""
+    mood: str = ""
 
 
 def _any_plot(rng: random.Random, about: str | None = None) -> Plot:
@@ -65,33 +76,92 @@ def _any_plot(rng: random.Random, about: str | None = None) -> Plot:
     return rng.choice(plots or [plot for plot in PLOTS.values() if about in (None, plot.about)])
 
 
-def _subject(rng: random.Random) -> _Subject:
+def _somebody(rng: random.Random) -> _Subject:
     roll = rng.random()
-    if roll < 0.60:
-        hero = make_hero(rng, rng.choice(words.ANIMALS if roll < 0.38 else words.PEOPLE))
-        form = rng.choice(
-            ("a {k}",) * 7 + ("a {t} {k}", "a {k} named {n}", "a {k} called {n}", "{n} the {k}", "a {t} {k} named {n}")
-        )
-        phrase = form.format(k=hero.kind, t=hero.trait, n=hero.name)
-        if rng.random() < 0.8:
-            return _Subject(phrase, hero)
-        thing = rng.choice(words.OBJECTS)
-        return _Subject(f"{phrase} and a {thing}", hero, thing=thing, plot=_any_plot(rng, "thing"))
+    kinds = words.ANIMALS if roll < 0.4 else words.PEOPLE if roll < 0.65 else subjects.CREATURES
+    hero = make_hero(rng, rng.choice(kinds))
+    form = rng.choice(
+        ("a {k}",) * 7 + ("a {t} {k}", "a {k} named {n}", "a {k} called {n}", "{n} the {k}", "a {t} {k} named {n}")
+    )
+    phrase = form.format(k=hero.kind, t=hero.trait, n=hero.name)
+    if rng.random() < 0.8:
+        return _Subject(phrase, hero)
+    thing = rng.choice(words.OBJECTS)
+    return _Subject(f"{phrase} and a {thing}", hero, thing=thing, plot=_any_plot(rng, "thing"))
+
+
+def _something(rng: random.Random) -> _Subject:
     hero = make_hero(rng)
-    if roll < 0.80:
-        thing = rng.choice(words.OBJECTS)
+    if rng.random() < 0.25:
+        thing = rng.choice(subjects.VEHICLES)
+        own = subject_plots.VEHICLE_PLOTS + (subject_plots.FERRY_PLOTS if thing in subjects.FERRIES else ())
+        plots = own if rng.random() < 0.75 else subject_plots.THING_PLOTS
+        return _Subject(f"a {thing}", hero, thing=thing, plot=rng.choice(plots), told=f"a {thing}")
+    thing = rng.choice(subjects.THINGS)
+    if rng.random() < 0.3:
         return _Subject(f"a {thing}", hero, thing=thing, plot=_any_plot(rng, "thing"))
-    if roll < 0.90:
+    if rng.random() < 0.4:
+        thing = f"{rng.choice(subjects.THING_TRAITS)} {thing}"
+    return _Subject(f"a {thing}", hero, thing=thing, plot=rng.choice(subject_plots.THING_PLOTS), told=f"a {thing}")
+
+
+def _sight(rng: random.Random) -> _Subject:
+    hero = make_hero(rng)
+    if rng.random() < 0.2:
         place = rng.choice(words.PLACES)
         return _Subject(f"a {place}", hero, place=place, plot=_any_plot(rng, "place"))
+    sky = rng.random() < 0.35
+    phrase, told = rng.choice(list((subjects.SKY if sky else subjects.LAND).items()))
+    plots = subject_plots.SIGHT_PLOTS[1 if sky else 0 :]  # nobody travels to the sky
+    return _Subject(phrase, hero, plot=rng.choice(plots), told=told)
+
+
+def _weather(rng: random.Random) -> _Subject:
+    phrase, told = rng.choice(list(subjects.WEATHER.items()))
+    return _Subject(phrase, make_hero(rng), plot=rng.choice(subject_plots.WEATHER_PLOTS), told=told)
+
+
+def _event(rng: random.Random) -> _Subject:
+    event = rng.choice(subjects.EVENTS)
+    return _Subject(
+        f"a {event}", make_hero(rng), thing=event, plot=rng.choice(subject_plots.EVENT_PLOTS), told=f"a {event}"
+    )
+
+
+def _theme(rng: random.Random) -> _Subject:
+    hero = make_hero(rng)
+    if rng.random() < 0.5:
+        idea = rng.choice(list(subject_plots.IDEA_PLOTS))
+        return _Subject(idea, hero, plot=rng.choice(subject_plots.IDEA_PLOTS[idea]), told=idea)
     theme = rng.choice(tuple(THEME_PLOTS))
     plot = rng.choice(THEME_PLOTS[theme])
     return _Subject(theme, hero, plot=PLOTS.get(plot) or SOLO_PLOTS[plot])
 
 
+def _pair(rng: random.Random) -> _Subject:
+    phrase = rng.choice(list(subjects.GROUPS))
+    pair, sex = subjects.GROUPS[phrase]
+    hero = make_hero(rng, {"f": "girl", "m": "boy"}.get(sex))
+    return _Subject(phrase, hero, plot=rng.choice(subject_plots.PAIR_PLOTS), pair=pair)
+
+
+def _mood(rng: random.Random) -> _Subject:
+    mood = rng.choice(list(subject_plots.MOOD_PLOTS))
+    hero = make_hero(rng)
+    phrase = f"a {hero.kind}" if rng.random() < 0.4 else ""
+    return _Subject(phrase, hero, plot=rng.choice(subject_plots.MOOD_PLOTS[mood]), mood=mood)
+
+
+_SUBJECTS: dict[Callable[[random.Random], _Subject], float] = {
+    _somebody: 0.36, _something: 0.24, _sight: 0.1, _weather: 0.08, _event: 0.04, _theme: 0.09, _pair: 0.05, _mood: 0.04,
+}  # fmt: skip
+"""What stories are asked to be about, and how often."""
+
+
 def tell(rng: random.Random) -> Story:
-    """One story on a random subject, six to nine sentences long."""
-    asked = _subject(rng)
+    """One story on a random subject, seven to nine sentences long."""
+    (kind,) = rng.choices(list(_SUBJECTS), list(_SUBJECTS.values()))
+    asked = kind(rng)
     a, place = asked.hero, asked.place
     b = make_hero(rng, unlike=a)
     plot = asked.plot or _any_plot(rng)
@@ -110,6 +180,10 @@ def tell(rng: random.Random) -> Story:
         "bhe": "she" if b.female else "he",
         "bhim": "her" if b.female else "him",
         "bhis": "her" if b.female else "his",
+        "C": rng.choice([name for name in (_GIRLS if a.female else words.BOYS) if name != a.name]),
+        "pair": asked.pair,
+        "S": asked.told,
+        "s": asked.thing or asked.told,
         "thing": asked.thing or rng.choice(words.OBJECTS),
         "place": place,
         "far": far,
@@ -123,8 +197,9 @@ def tell(rng: random.Random) -> Story:
         "weather": rng.choice(("rain", "snow", "wind", "storm")),
         "time": rng.choice(("morning", "evening", "day", "afternoon", "night")),
     }
-    beats = [rng.choice(OPENINGS), *(rng.choice(beat) for beat in plot.beats)]
-    if rng.random() < 0.5:
-        beats.append(rng.choice(SOLO_ENDINGS if plot in SOLO_PLOTS.values() else ENDINGS))
+    openings = subject_plots.PAIR_OPENINGS if asked.pair else OPENINGS
+    beats = [rng.choice(openings), *(rng.choice(beat) for beat in plot.beats)]
+    if not asked.pair and not asked.mood and rng.random() < 0.5:
+        beats.append(rng.choice(ENDINGS if plot in PLOTS.values() else SOLO_ENDINGS))
     text = " ".join(capitalise(beat.format(**slots)) for beat in beats if beat)
-    return Story(fix_articles(asked.phrase), fix_articles(text), a)
+    return Story(fix_articles(asked.phrase), fix_articles(text), a, asked.mood)

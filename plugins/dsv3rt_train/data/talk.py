@@ -63,7 +63,8 @@ SMALL_TALK: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("Are you a robot?", "Are you human?", "Are you a person?", "Are you alive?", "Are you real?", "Are you a machine?"),
      ("No, I am a small language model, a computer program that writes text.",)),
     (("Do you have feelings?", "Are you happy?", "Can you feel?", "Do you love me?"), ("I am a computer program, so I do not have feelings.",)),
-    (("Do you like music?", "Do you like books?", "Do you like animals?", "Do you like stories?"), ("I do not have feelings, but I like to talk about it.",)),
+    (("Do you like music?", "Do you like books?", "Do you like animals?", "Do you like stories?", "Do you like pizza?", "Do you like cats?", "Do you like dogs?",
+      "Do you like chocolate?", "Do you like football?", "Do you like winter?", "Do you like school?", "Do you like the sea?", "Do you like apples?"), ("I do not have feelings, but I like to talk about it.",)),
     (("Can you help me?", "I need help.", "Help me, please.", "I have a question.", "May I ask you something?"),
      ("Of course. What would you like to know?", "Yes, I will try. What is your question?")),
     (("Tell me a joke.", "Do you know a joke?", "Make me laugh.", "Say something funny.", "Another joke, please.", "tell me a joke", "Tell me another joke.",
@@ -178,7 +179,7 @@ def vary(rng: random.Random, question: str) -> str:
     if roll < 0.31:
         start = rng.choice(("Okay, ", "And ", "So, ", "Now, ", "Hey, ", "Well, ", "ok "))
         return start + (question if question.startswith(("I ", "I'm")) else question[:1].lower() + question[1:])
-    return question.upper() if roll < 0.325 else question
+    return question.upper() if roll < 0.33 else question
 
 
 def greeting(rng: random.Random) -> Turns:
@@ -374,9 +375,11 @@ _STORY_REQUESTS = (
     "Please tell a story about {s}.", "Write a story about {s}.", "I want to hear a story about {s}.", "A story about {s}, please.", "story about {s}",
     "Do you know a story about {s}?", "Tell me about {s} in a story.", "Can you write a story about {s}?", "a story about {s}", "Make up a story about {s}.",
     "I would like a story about {s}.", "A bedtime story about {s}, please.", "Tell a tale of {s}.", "Could you tell me a story about {s}?", "Story: {s}",
-    "Give me a story with {s}.", "Write me a story about {s}.", "I'd like to hear a story about {s}.", "Tell me something about {s}. A story!",
+    "Give me a story with {s}.", "Once upon a time, there was {s}.", "Tell me a nice story about {s}.", "Tell me about {s}, as a story.", "Write me a story about {s}.", "I'd like to hear a story about {s}.", "Tell me something about {s}. A story!",
 )  # fmt: skip
-_ANY_STORY = ("Tell me a story.", "Tell me a short story.", "Please tell me a story.", "Write a story.", "Do you know a story?", "I want a story.",
+_MOOD_REQUESTS = ("Tell me a {m} story{about}.", "A {m} story{about}, please.", "Write a {m} story{about}.", "I want to hear a {m} story{about}.",
+                  "Can you tell me a {m} story{about}?", "Do you know a {m} story{about}?", "a {m} story{about}")  # fmt: skip
+_ANY_STORY = ("Once upon a time", "Once upon a time ...", "Once upon a time there was", "Tell me a story.", "Tell me a short story.", "Please tell me a story.", "Write a story.", "Do you know a story?", "I want a story.",
               "Can you tell me a story?", "tell me a story", "A story, please.", "Story time!", "I want to hear a story.", "Tell me a bedtime story.", "Read me a story.",
               "Tell me a nice story.", "story", "Can I have a story?")  # fmt: skip
 _ANOTHER = (
@@ -394,7 +397,11 @@ _ANOTHER = (
 def story(rng: random.Random) -> Turns:
     """A story on request, now and then with a question about it, or a second story."""
     told = tell(rng)
-    request = rng.choice(_STORY_REQUESTS).format(s=told.subject) if rng.random() < 0.88 else rng.choice(_ANY_STORY)
+    if told.mood:
+        about = f" about {told.subject}" if told.subject else ""
+        request = fix_articles(rng.choice(_MOOD_REQUESTS).format(m=told.mood, about=about))
+    else:
+        request = rng.choice(_STORY_REQUESTS).format(s=told.subject) if rng.random() < 0.88 else rng.choice(_ANY_STORY)
     turns = [(vary(rng, request), told.text)]
     roll = rng.random()
     hero = told.hero

@@ -118,11 +118,17 @@ def test_question_formats(tmp_path: Path) -> None:
     lines: list[Any] = [
         {"question": "How many?", "answer": "6 * 7 = 42\n#### 42"},
         {"question": "Who?", "answer": "Anna"},
+        {"question": "How far?", "answer": "1,200"},
         {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]},
     ]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     got = list(records.read_questions([tmp_path / "a.jsonl"]))
-    assert [(q.answer, q.number) for q in got] == [("42", True), ("Anna", False), ("Hello.", False)]
+    assert [(q.answer, q.number) for q in got] == [
+        ("42", True),
+        ("Anna", False),
+        ("1,200", True),
+        ("Hello.", False),
+    ]
     assert records.last_number("about 1,234.5 or -7 of 8") == "8"
     assert records.last_number("it is 1,234") == "1234"
     assert records.normalise(" The  Fox. ") == "the fox"

@@ -50,8 +50,8 @@ def command(
     """Measure CHECKPOINT on local files.
 
     perplexity: bits per byte of .txt or {"text"}. choices: HellaSwag, ARC, MMLU items by log-likelihood. exact: GSM8K,
-    question/answer or {"messages"} items by greedy answers. samples: answers drawn to be read. delta: KL and
-    top-1 agreement between two plans on a text.
+    question/answer or {"messages"} items by greedy answers; the first wrong ones are printed. samples: answers drawn
+    to be read. delta: KL and top-1 agreement between two plans on a text.
 
     \b
     dsv3rt eval /data/model -d wiki.txt
@@ -90,6 +90,10 @@ def command(
             click.echo(f"{key}: {value:.5g}")
         elif isinstance(value, int):
             click.echo(f"{key}: {value}")
+    for answer in facts.get("samples", facts.get("wrong", [])):
+        click.echo()
+        for key, text in answer.items():
+            click.echo(f"{key + ':':<8}{text}")
 
 
 def _changes(against: tuple[str, ...], task: str) -> dict[str, Any]:

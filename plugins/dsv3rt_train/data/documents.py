@@ -123,7 +123,10 @@ def read_records(paths: Iterable[Path]) -> Iterator[Mapping[str, Any]]:
     """{"messages": [...]} or {"text": ...} from .jsonl and .txt files. Raises UserError naming file and line."""
     for where, record in parse_lines(paths):
         if not ({"messages", "text"} & record.keys()):
-            raise UserError(f'{where} has neither "messages" nor "text"', fix="see `dsv3rt train run --help`")
+            raise UserError(
+                f'{where} has neither "messages" nor "text"',
+                fix="such lines are read here; `dsv3rt eval --task` takes others",
+            )
         if not (_are_messages(record["messages"]) if "messages" in record else isinstance(record["text"], str)):
             forms = '{"messages": [{"role": ..., "content": ...}]} or {"text": ...}, all of them text'
             raise UserError(f"{where} holds something else than text", fix=f"write {forms}")

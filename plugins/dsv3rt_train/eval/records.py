@@ -37,7 +37,7 @@ class Question:
     messages: list[Message]
     answer: str
     number: bool
-    """Only the last number of the answer counts (GSM8K)."""
+    """Only the last number of the answer counts (GSM8K, and where a number is all there is to say)."""
 
 
 def read_choices(paths: Iterable[Path]) -> Iterator[Choice]:
@@ -78,8 +78,8 @@ def read_questions(paths: Iterable[Path]) -> Iterator[Question]:
         if isinstance(messages, list) and len(messages) >= 2:
             yield Question(messages[:-1], str(messages[-1]["content"]), number=False)
         elif isinstance(record.get("question"), str) and "answer" in record:
-            number = "####" in str(record["answer"])
             answer = str(record["answer"]).split("####")[-1].strip()
+            number = "####" in str(record["answer"]) or last_number(answer) == answer.replace(",", "")
             yield Question([{"role": "user", "content": record["question"]}], answer, number)
         else:
             raise UserError(f"{where} is no question with an answer", fix="known: GSM8K, question/answer, messages")

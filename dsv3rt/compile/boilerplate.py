@@ -30,6 +30,7 @@ from torch._inductor.cpp_builder import CppBuilder
 from torch.utils._filelock import FileLock
 
 from dsv3rt import cache_folder
+from dsv3rt.compile.fingerprint import environment
 
 _MODEL = "torch::aot_inductor::AOTInductorModel"
 _INCLUDE = "#include <torch/csrc/inductor/aoti_include/cpu.h>\n"
@@ -111,6 +112,11 @@ def compiled_once(common: Path, scratch: Path, *, ahead: bool) -> Iterator[None]
     finally:
         builder_class.build = build
         places._HEADER_DIR, places._HEADER_LOCK_DIR = before
+
+
+def mark_of_all(common: Path) -> Path:
+    """The file that says that everything is there, on this machine and for this torch."""
+    return _of_this_torch(common) / f"all-{hashlib.sha256(environment(1).encode()).hexdigest()[:16]}"
 
 
 @contextlib.contextmanager

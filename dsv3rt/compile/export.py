@@ -17,7 +17,7 @@ import torch
 import torch.fx.experimental._config as shape_options
 from torch import Tensor, nn
 
-from dsv3rt.compile.boilerplate import compiled_once
+from dsv3rt.compile.boilerplate import compiled_once, mark_of_all
 from dsv3rt.compile.spec import ArgSpec, GraphSpec, TensorSpec
 
 # sizes that graphs are traced with where they may vary: any value in range gives the same graph, these give its loops
@@ -83,9 +83,14 @@ class _Smallest(nn.Module):
 
 
 def build_common(scratch: Path, common: Path) -> None:
-    """Make what `common` keeps, by making a graph that is of no other use. `scratch`: for what comes up on the way."""
+    """Make what `common` keeps, by making a graph that is of no other use, unless that has been done. `scratch`: for
+    what comes up on the way."""
+    done = mark_of_all(common)
+    if done.exists():
+        return
     spec = GraphSpec((TensorSpec((64,), "float32"),), ())
     build_package(_Smallest(), spec, 1, scratch / "files", scratch, common, ahead=True)
+    done.touch()
 
 
 def _ours(target: Any) -> bool:

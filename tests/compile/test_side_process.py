@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from dsv3rt import cache_folder
+from dsv3rt.compile import export
 from dsv3rt.compile.jobs import CommonJob, send
 from dsv3rt.compile.live import LiveCompiler
 from dsv3rt.compile.program import Program, Shared
@@ -138,6 +139,14 @@ def test_told_to_end_in_the_middle_of_a_fork(tmp_path: Path) -> None:
         finally:
             worker.kill()
     assert scratch_of(worker.pid) == [] and left_in(tmp_path) == []
+
+
+def test_what_graphs_share_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Path] = []
+    monkeypatch.setattr(export, "build_package", lambda *args, **options: made.append(args[3]))
+    for name in ("first", "second"):
+        export.build_common(tmp_path / name, tmp_path / "common")
+    assert made == [tmp_path / "first" / "files"]
 
 
 def test_who_asked_is_killed(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from dsv3rt.model.rope import rotate
 from dsv3rt.native import rms_norm
 from dsv3rt_mla.cache import E4M3, LatentCache
 from dsv3rt_mla.forms import Heads, absorbed
+from dsv3rt_mla.native import fake_attend
 
 BLOCK = 512
 """Tokens of the cache attended to at a time."""
@@ -123,33 +124,12 @@ def _attend(
     return torch.stack(y).flatten(-2).contiguous()
 
 
-def _fake_attend(
-    q: Tensor,
-    kv: Tensor,
-    norm: Tensor,
-    positions: Tensor,
-    inv_freq: Tensor,
-    kv_b: Tensor,
-    kv_b_scale: Tensor,
-    latents: Tensor,
-    scales: Tensor | None,
-    rope_keys: Tensor | None,
-    heads: int,
-    nope: int,
-    eps: float,
-    magnitude: float,
-    scale: float,
-    interleaved: bool,
-) -> Tensor:
-    return q.new_empty((*q.shape[:2], kv_b.shape[0] - heads * nope))
-
-
 # not `torch.library.custom_op`: the first call of one imports torch's compiler, two seconds in the middle of an answer
 torch.library.define(
     "dsv3rt::mla_attend", torch.library.infer_schema(_attend, mutates_args=("latents", "scales", "rope_keys"))
 )
 torch.library.impl("dsv3rt::mla_attend", "CPU", _attend)
-torch.library.register_fake("dsv3rt::mla_attend", _fake_attend)
+torch.library.register_fake("dsv3rt::mla_attend", fake_attend)
 
 
 def attend(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,43 +17,12 @@ DECODE_UP_TO = 16
 less than the expanded one computes."""
 
 
-def _fake_decode(
-    q: Tensor,
-    kv: Tensor,
-    norm: Tensor,
-    positions: Tensor,
-    inv_freq: Tensor,
-    kv_b: Tensor,
-    kv_b_scale: Tensor,
-    latents: Tensor,
-    heads: int,
-    nope: int,
-    eps: float,
-    magnitude: float,
-    scale: float,
-    interleaved: bool,
-) -> Tensor:
-    return q.new_empty((*q.shape[:2], kv_b.shape[0] - heads * nope))
+def fake_attend(q: Tensor, *rest: Any) -> Tensor:
+    """What every operator of latent attention returns, without values: [B, T, H*V].
 
-
-def _fake_decode_fp8(
-    q: Tensor,
-    kv: Tensor,
-    norm: Tensor,
-    positions: Tensor,
-    inv_freq: Tensor,
-    kv_b: Tensor,
-    kv_b_scale: Tensor,
-    latents: Tensor,
-    scales: Tensor,
-    rope_keys: Tensor,
-    heads: int,
-    nope: int,
-    eps: float,
-    magnitude: float,
-    scale: float,
-    interleaved: bool,
-) -> Tensor:
+    `rest`: their other arguments, of which the sixth is `kv_b` and the last six are `heads` to `interleaved`.
+    """
+    kv_b, heads, nope = rest[4], rest[-6], rest[-5]
     return q.new_empty((*q.shape[:2], kv_b.shape[0] - heads * nope))
 
 
@@ -61,8 +31,8 @@ def library() -> NativeLibrary | None:
     """The operators `dsv3rt::mla_decode` and `dsv3rt::mla_decode_fp8`, or None where they cannot be built."""
     loaded = load_library("mla", Path(__file__).parent / "csrc")
     if loaded is not None:
-        torch.library.register_fake("dsv3rt::mla_decode", _fake_decode)
-        torch.library.register_fake("dsv3rt::mla_decode_fp8", _fake_decode_fp8)
+        torch.library.register_fake("dsv3rt::mla_decode", fake_attend)
+        torch.library.register_fake("dsv3rt::mla_decode_fp8", fake_attend)
     return loaded
 
 

@@ -152,7 +152,7 @@ def convert(folder: Path, checkpoint: Path, work: Path) -> dict[str, Path]:
 
 
 def llama(bench: Path, model: Path, options: argparse.Namespace) -> dict[str, float]:
-    """Without its repacked weights where they end it: its AMX ones fail an assertion with multi-head latent attention."""
+    """Without repacked weights where those end it: its AMX ones fail an assertion with latent attention."""
     words = [str(bench), "-m", str(model), "-t", str(options.threads), "-r", str(options.repeat), "-o", "json"]
     if subprocess.run([*words, "-p", "32", "-n", "0", "-r", "1"], capture_output=True).returncode:
         words += ["--repack", "0"]

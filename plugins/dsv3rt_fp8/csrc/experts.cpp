@@ -2,7 +2,7 @@
 //
 // Two phases in one parallel region. First: rows of gate and up, GROUP at a time, for every expert that some token chose, into h.
 // Then: rows of y, each from all experts; a token's experts are added in the order of its slots, so that nothing depends on which
-// other tokens are there.
+// other tokens are there. Many tokens go by tiles where the processor has them: compute_by_tiles.
 // T tokens, K slots of a token, P = T*K pairs, D hidden, F intermediate, E experts.
 #include <vector>
 
@@ -98,8 +98,8 @@ void compute_by_tiles(const Tiles& tiles, const Networks& networks, const Plan& 
   const Kernels& k = kernels();
   const auto [tokens, slots, hidden, intermediate] = shape;
   const int64_t pairs = tokens * slots, visits = static_cast<int64_t>(plan.visits.size()), threads = dsv3rt::max_threads();
-  float* h = dsv3rt::scratch<HTag>(pairs * intermediate);                                  // [P, F]
-  float* down = weights == nullptr ? y : dsv3rt::scratch<DownTag>(pairs * hidden);         // [P, D]
+  float* h = dsv3rt::scratch<HTag>(pairs * intermediate);                           // [P, F]
+  float* down = weights == nullptr ? y : dsv3rt::scratch<DownTag>(pairs * hidden);  // [P, D]
   const int64_t span = BLOCK, inner = divide_up(intermediate, span), outer = divide_up(hidden, span);
   dsv3rt::Tickets first, second, third;
   first.reset(visits * inner, threads);

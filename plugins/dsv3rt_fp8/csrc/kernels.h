@@ -1,7 +1,7 @@
 // The functions of kernels.simd.cpp, one table per instruction set; and what a stored matrix is.
 //
 // A product y = x W^T of up to SOME tokens sums over the columns of W with one float32 accumulator per lane, in one fixed order: so
-// a token's result is bitwise the same alone and beside others. With more tokens the order is another.
+// a token's result is bitwise the same alone and beside others. With more tokens the order is another, by tiles too.
 #pragma once
 #include <cstdint>
 

@@ -11,7 +11,7 @@ here is the smallest complete example), and
 The operator is `torch.ops.dsv3rt.mine`; torch.compile keeps it in one graph, AOTInductor packages call it too. What a
 kernel writes must be fresh tensors, unless the schema says `Tensor(a!)`.
 
-Environment: `DSV3RT_NATIVE=0` turns native kernels off; `DSV3RT_ISA=portable|avx2|avx512|avx512vbmi` forces an
+Environment: `DSV3RT_NATIVE=0` turns native kernels off; `DSV3RT_ISA=portable|avx2|avx512|avx512vbmi|amx` forces an
 instruction set; `DSV3RT_CACHE` moves the folder of built libraries; `DSV3RT_CXXFLAGS` adds compiler flags.
 """
 

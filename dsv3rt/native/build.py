@@ -25,7 +25,7 @@ HEADERS = Path(__file__).parent
 KERNELS = "kernels"
 """The subfolder of the cache folder."""
 _BUILDING = ".build-"
-VARIANTS = ("portable", "avx2", "avx2amd", "avx512", "avx512vbmi")
+VARIANTS = ("portable", "avx2", "avx2amd", "avx512", "avx512vbmi", "amx")
 """Instruction sets to choose kernels by, weakest first. The order is that of dsv3rt_variants.h."""
 
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c", "-mprefer-vector-width=512")

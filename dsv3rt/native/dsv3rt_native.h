@@ -35,6 +35,12 @@
 #include "dsv3rt_crew.h"
 #include "dsv3rt_variants.h"
 
+#if defined(DSV3RT_HAS_AMX)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #define DSV3RT_EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace dsv3rt {
@@ -366,13 +372,26 @@ float* scratch(int64_t floats) {
 
 // ---- instruction sets ---------------------------------------------------------------------------------------------------------
 
+// Whether the processor has tiles for bfloat16 and the system lets this process use them, which it must be asked for.
+inline bool may_use_tiles() {
+#if defined(DSV3RT_HAS_AMX)
+  constexpr unsigned BF16 = 1u << 22, TILE = 1u << 24;
+  constexpr long REQUEST = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & BF16) == 0 || (d & TILE) == 0) return false;
+  return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+#else
+  return false;
+#endif
+}
+
 inline int best_variant() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (avx512 && __builtin_cpu_supports("avx512vbmi")) return VARIANT_AVX512VBMI;
+  if (avx512 && __builtin_cpu_supports("avx512vbmi")) return may_use_tiles() ? VARIANT_AMX : VARIANT_AVX512VBMI;
   if (avx512) return VARIANT_AVX512;
   if (avx2) return __builtin_cpu_is("amd") ? VARIANT_AVX2AMD : VARIANT_AVX2;
 #endif

@@ -8,7 +8,7 @@ import pytest
 from dsv3rt_fp8 import native_ops
 
 
-@pytest.fixture(params=["portable", "avx2", "avx2amd", "avx512", "avx512vbmi"])
+@pytest.fixture(params=["portable", "avx2", "avx2amd", "avx512", "avx512vbmi", "amx"])
 def variant(request: pytest.FixtureRequest) -> Iterator[str]:
     """One instruction set of the native kernels, selected for the test."""
     library = native_ops.library()

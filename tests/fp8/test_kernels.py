@@ -80,12 +80,24 @@ def test_a_token_does_not_depend_on_its_company(variant: str) -> None:
         assert relative_error(whole, alone.double()) < 1e-6
 
 
+@pytest.mark.parametrize("size", [1e-12, 1e12])
+def test_activations_of_any_size(variant: str, size: float) -> None:
+    """Of tiles, which take a float32 number apart, most of all."""
+    codes, scale, x = random_codes(140, 300), torch.ones(2, 3), torch.randn(33, 300) * size
+    weight = torch.randn(140, 300).bfloat16()
+    for tokens in (1, 33):
+        part = x[:tokens].contiguous()
+        assert relative_error(fp8_linear(part, codes, scale), part.double() @ exact(codes, scale).T) < 1e-6
+        assert relative_error(dense_linear(part, weight), part.double() @ weight.double().T) < 1e-6
+
+
 def test_unaligned_memory(variant: str) -> None:
-    codes, scale, x = random_codes(70, 200), random_scales(70, 200), torch.randn(6, 200)
-    assert torch.equal(fp8_linear(x, unaligned(codes), unaligned(scale)), fp8_linear(x, codes, scale))
-    for dtype in DENSE:
-        weight = torch.randn(70, 200).to(dtype)
-        assert torch.equal(dense_linear(x, unaligned(weight)), dense_linear(x, weight))
+    codes, scale, many = random_codes(70, 200), random_scales(70, 200), torch.randn(20, 200)
+    for x in (many[:6], many):
+        assert torch.equal(fp8_linear(x, unaligned(codes), unaligned(scale)), fp8_linear(x, codes, scale))
+        for dtype in DENSE:
+            weight = torch.randn(70, 200).to(dtype)
+            assert torch.equal(dense_linear(x, unaligned(weight)), dense_linear(x, weight))
 
 
 def test_threads_do_not_change_the_result(variant: str) -> None:
@@ -104,7 +116,7 @@ def test_threads_do_not_change_the_result(variant: str) -> None:
 @given(
     rows=st.integers(1, 300),
     columns=st.integers(1, 700),
-    tokens=st.integers(0, 40),
+    tokens=st.integers(0, 70),
     seed=st.integers(0, 2**31),
 )
 def test_any_shape(rows: int, columns: int, tokens: int, seed: int) -> None:

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(native.library() is None, reason="no compiler")
 KINDS = {"bias": BiasTopK, "softmax": SoftmaxTopK, "groups": SoftmaxGroupTopK}
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512", "avx512vbmi"])
+@pytest.fixture(params=["portable", "avx2", "avx512", "avx512vbmi", "amx"])
 def variant(request: pytest.FixtureRequest) -> Iterator[NativeLibrary]:
     library = native.library()
     if library is None or request.param not in library.variants:

@@ -14,7 +14,7 @@ from dsv3rt.native.loader import NativeLibrary
 EPS = 1e-6
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512", "avx512vbmi"])
+@pytest.fixture(params=["portable", "avx2", "avx512", "avx512vbmi", "amx"])
 def library(request: pytest.FixtureRequest) -> Iterator[NativeLibrary]:
     library = native.core_library()
     if library is None or request.param not in library.variants:

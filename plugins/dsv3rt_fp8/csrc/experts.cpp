@@ -2,7 +2,7 @@
 //
 // Two phases in one parallel region. First: rows of gate and up, GROUP at a time, for every expert that some token chose, into h.
 // Then: rows of y, each from all experts; a token's experts are added in the order of its slots, so that nothing depends on which
-// other tokens are there.
+// other tokens are there. Many tokens go by tiles where the processor has them: compute_by_tiles.
 // T tokens, K slots of a token, P = T*K pairs, D hidden, F intermediate, E experts.
 #include <vector>
 
@@ -68,6 +68,84 @@ struct Shape {
   int64_t tokens, slots, hidden, intermediate;
 };
 
+// The rows of one visit packed for tiles; a thread keeps those of the visit it is at.
+class PackedVisit {
+ public:
+  const float* of(const Tiles& tiles, const Plan& plan, int64_t visit, const float* x, int64_t stride, int64_t slots, int64_t columns) {
+    const auto [expert, begin, end] = plan.visits[static_cast<size_t>(visit)];
+    const int64_t count = end - begin;
+    if (visit == visit_) return data_;
+    visit_ = visit;
+    data_ = dsv3rt::scratch<PackedTag>(tiles.packed_floats(count, columns));
+    const float** rows = reinterpret_cast<const float**>(dsv3rt::scratch<RowsTag>(2 * count));
+    for (int64_t i = 0; i < count; ++i) rows[i] = x + plan.pairs[static_cast<size_t>(begin + i)] / slots * stride;
+    for (int64_t group = 0; group < divide_up(count, 16); ++group) tiles.pack(rows, count, columns, group, data_);
+    return data_;
+  }
+
+ private:
+  int64_t visit_ = -1;
+  float* data_ = nullptr;
+};
+
+struct DownTag {};
+
+// y by tiles, in three phases: experts one after another, a thread's tickets those of neighbouring rows, so that what it has
+// packed serves many of them; at the end a token's experts are added.
+template <class Networks>
+void compute_by_tiles(const Tiles& tiles, const Networks& networks, const Plan& plan, const Shape& shape, const float* x,
+                      const float* weights, float* y) {
+  const Kernels& k = kernels();
+  const auto [tokens, slots, hidden, intermediate] = shape;
+  const int64_t pairs = tokens * slots, visits = static_cast<int64_t>(plan.visits.size()), threads = dsv3rt::max_threads();
+  float* h = dsv3rt::scratch<HTag>(pairs * intermediate);                           // [P, F]
+  float* down = weights == nullptr ? y : dsv3rt::scratch<DownTag>(pairs * hidden);  // [P, D]
+  const int64_t span = BLOCK, inner = divide_up(intermediate, span), outer = divide_up(hidden, span);
+  dsv3rt::Tickets first, second, third;
+  first.reset(visits * inner, threads);
+  second.reset(visits * outer, threads);
+  third.reset(weights == nullptr ? 0 : tokens, threads);
+
+  dsv3rt::parallel(threads, tokens, [&](int64_t thread) {
+    float* own = dsv3rt::scratch<DotScratch>(tiles.scratch_floats(plan.most, span));
+    float* gate = dsv3rt::scratch<OwnTag>(2 * plan.most * span);
+    PackedVisit xs, hs;
+
+    const auto into_h = [&](int64_t ticket) {
+      const Visit& visit = plan.visits[static_cast<size_t>(ticket / inner)];
+      const Network network = networks(visit.expert);
+      const int64_t row = ticket % inner * span, size = std::min(span, intermediate - row), count = visit.end - visit.begin;
+      const float* packed = xs.of(tiles, plan, ticket / inner, x, hidden, slots, hidden);
+      float* up = gate + count * span;
+      tiles.dot(network.gate, row, size, packed, count, gate, span, own);
+      tiles.dot(network.up, row, size, packed, count, up, span, own);
+      for (int64_t i = 0; i < count; ++i) {
+        k.silu_mul(gate + i * span, up + i * span, size);
+        std::memcpy(h + plan.pairs[static_cast<size_t>(visit.begin + i)] * intermediate + row, gate + i * span,
+                    static_cast<size_t>(size) * sizeof(float));
+      }
+    };
+    first.run(into_h, thread);
+    first.wait();
+
+    const auto out_of_h = [&](int64_t ticket) {
+      const Visit& visit = plan.visits[static_cast<size_t>(ticket / outer)];
+      const int64_t row = ticket % outer * span, size = std::min(span, hidden - row), count = visit.end - visit.begin;
+      const float* packed = hs.of(tiles, plan, ticket / outer, h, intermediate, 1, intermediate);
+      tiles.dot(networks(visit.expert).down, row, size, packed, count, down + visit.begin * hidden + row, hidden, own);
+    };
+    second.run(out_of_h, thread);
+    second.wait();
+
+    const auto into_y = [&](int64_t t) {
+      std::memset(y + t * hidden, 0, static_cast<size_t>(hidden) * sizeof(float));
+      for (int64_t p = t * slots; p < (t + 1) * slots; ++p)
+        k.add_scaled(y + t * hidden, down + plan.place[static_cast<size_t>(p)] * hidden, weights[p], hidden);
+    };
+    third.run(into_y, thread);
+  });
+}
+
 // networks(e) -> Network, all in one format. weights null: one slot of weight 1.
 template <class Networks>
 void compute(const Networks& networks, const Plan& plan, const Shape& shape, const float* x, const float* weights, float* y) {
@@ -76,6 +154,7 @@ void compute(const Networks& networks, const Plan& plan, const Shape& shape, con
   const int64_t pairs = tokens * slots, width = row_stride(intermediate), visits = static_cast<int64_t>(plan.visits.size());
   const Matrix sample = networks(plan.visits[0].expert).gate;
   const Format format = sample.format;
+  if (const Tiles* tiles = tiles_for(format, tokens)) return compute_by_tiles(*tiles, networks, plan, shape, x, weights, y);
   const int64_t bytes = 3 * intermediate * sample.row_bytes();
   const int64_t threads = dsv3rt::threads_for(bytes * std::max(visits, pairs / 2));
   const Arranged<XTag> arranged(format, x, tokens, hidden, threads);

@@ -1,12 +1,13 @@
 // The functions of kernels.simd.cpp, one table per instruction set; and what a stored matrix is.
 //
-// A product y = x W^T of up to 16 tokens sums over the columns of W with one float32 accumulator per lane, in one fixed order: so
-// a token's result is bitwise the same alone and beside others. With more tokens the order is another.
+// A product y = x W^T of up to SOME tokens sums over the columns of W with one float32 accumulator per lane, in one fixed order: so
+// a token's result is bitwise the same alone and beside others. With more tokens the order is another, by tiles too.
 #pragma once
 #include <cstdint>
 
 enum class Format : int64_t { E4M3 = 0, BF16 = 1, F16 = 2, F32 = 3 };
 
+constexpr int64_t SOME = 16;    // tokens, at least as many as are promised to be independent of each other
 constexpr int64_t GROUP = 64;   // rows of x are padded to a multiple of this
 constexpr int64_t BLOCK = 128;  // rows and columns that share a scale
 
@@ -25,6 +26,18 @@ struct Matrix {
   int64_t row_bytes() const { return columns * (format == Format::E4M3 ? 1 : format == Format::F32 ? 4 : 2); }
 };
 
+// Products of more than SOME tokens by the processor's tiles, of matrices in E4M3 and BF16. All null where there are none.
+struct Tiles {
+  // How many floats `tokens` packed rows of x take.
+  int64_t (*packed_floats)(int64_t tokens, int64_t columns);
+  // Rows [16 * group, 16 * group + 16) of x, as tiles want them.
+  void (*pack)(const float* const* x, int64_t tokens, int64_t columns, int64_t group, float* packed);
+  // As Kernels::dot, with packed rows.
+  void (*dot)(const Matrix& w, int64_t first, int64_t rows, const float* packed, int64_t tokens, float* y, int64_t y_stride,
+              float* scratch);
+  int64_t (*scratch_floats)(int64_t tokens, int64_t rows);
+};
+
 struct Kernels {
   // Reorder and scale one row of x as `format` is unpacked, and pad it with zeros to padded(columns).
   void (*arrange)(Format format, const float* x, int64_t columns, float* arranged);
@@ -41,11 +54,12 @@ struct Kernels {
   void (*add_scaled)(float* y, const float* x, float factor, int64_t size);
   // Whether any byte is one of e4m3's two NaN codes.
   bool (*has_nan)(const uint8_t* codes, int64_t bytes);
+  Tiles tiles;
 };
 
 namespace dsv3rt_portable { extern const Kernels kernels; }
 #if defined(__x86_64__)
 namespace dsv3rt_avx2 { extern const Kernels kernels, amd_kernels; }
 namespace dsv3rt_avx512 { extern const Kernels kernels; }
-namespace dsv3rt_avx512vbmi { extern const Kernels kernels; }
+namespace dsv3rt_avx512vbmi { extern const Kernels kernels, amx_kernels; }
 #endif

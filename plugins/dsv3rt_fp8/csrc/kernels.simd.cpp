@@ -9,7 +9,6 @@
 
 namespace DSV3RT_VARIANT {
 
-constexpr int64_t SOME = 16;       // tokens, at least as many as are promised to be independent of each other
 constexpr int ROWS = 4;            // rows of W read together
 constexpr int64_t SHORT = 1024;    // bytes: shorter rows are of matrices that fit in a cache
 constexpr int64_t PAGE = 4096;     // bytes of memory
@@ -44,6 +43,12 @@ static inline float scale_at(const uint8_t* scales, int64_t column) {
   }
   return 1.0f;
 }
+
+}  // namespace DSV3RT_VARIANT
+
+#include "tiles.h"
+
+namespace DSV3RT_VARIANT {
 
 // Rows of W for F::vectors: row r at `p + r * stride`.
 template <class F>
@@ -552,14 +557,17 @@ static bool has_nan(const uint8_t* codes, int64_t bytes) {
 }
 
 template <class E4M3>
-static constexpr Kernels table() {
-  return {&arrange<E4M3>, &natural<E4M3>, &dot<E4M3>, &scratch_floats, &silu_mul, &add_scaled, &has_nan};
+static constexpr Kernels table(Tiles tiles = {}) {
+  return {&arrange<E4M3>, &natural<E4M3>, &dot<E4M3>, &scratch_floats, &silu_mul, &add_scaled, &has_nan, tiles};
 }
 extern const Kernels kernels;
 const Kernels kernels = table<FormatE4M3>();
 #if defined(DSV3RT_IS_AVX2)
 extern const Kernels amd_kernels;
 const Kernels amd_kernels = table<FormatE4M3Low>();
+#elif defined(DSV3RT_TILES)
+extern const Kernels amx_kernels;
+const Kernels amx_kernels = table<FormatE4M3>({&packed_floats, &pack, &tile_dot, &tile_floats});
 #endif
 
 }  // namespace DSV3RT_VARIANT

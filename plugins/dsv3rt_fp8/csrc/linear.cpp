@@ -16,6 +16,26 @@ Format dense_format(int32_t dtype) {
 }
 
 struct XTag {};
+struct RowsTag {};
+
+// By tiles: `tokens` <= PREFILL_TOKENS.
+void tile_product(const Tiles& tiles, const Matrix& w, int64_t rows, const float* x, int64_t tokens, float* y) {
+  const int64_t threads = dsv3rt::threads_for(rows * w.row_bytes() * tokens);
+  const float** xs = reinterpret_cast<const float**>(dsv3rt::scratch<RowsTag>(2 * tokens));
+  for (int64_t t = 0; t < tokens; ++t) xs[t] = x + t * w.columns;
+  const float* ready = packed(tiles, xs, tokens, w.columns, threads);
+  const int64_t span = ticket_rows(rows, threads, BLOCK);
+  dsv3rt::Tickets work;
+  work.reset(divide_up(rows, span), threads);
+  dsv3rt::parallel(threads, tokens, [&](int64_t thread) {
+    float* own = dsv3rt::scratch<DotScratch>(tiles.scratch_floats(tokens, span));
+    const auto some_rows = [&](int64_t i) {
+      const int64_t first = i * span;
+      tiles.dot(w, first, std::min(span, rows - first), ready, tokens, y + first, rows, own);
+    };
+    work.run(some_rows, thread);
+  });
+}
 
 void product(const Matrix& w, int64_t rows, const float* x, int64_t tokens, float* y) {
   const int64_t work_per_token = rows * w.row_bytes();
@@ -23,6 +43,10 @@ void product(const Matrix& w, int64_t rows, const float* x, int64_t tokens, floa
   const Kernels& k = kernels();
   for (int64_t begin = 0; begin < tokens; begin += PREFILL_TOKENS) {
     const int64_t count = std::min(PREFILL_TOKENS, tokens - begin);
+    if (const Tiles* tiles = tiles_for(w.format, tokens)) {
+      tile_product(*tiles, w, rows, x + begin * w.columns, count, y + begin * rows);
+      continue;
+    }
     const Arranged<XTag> arranged(w.format, x + begin * w.columns, count, w.columns, threads);
     const float* const* xs = arranged.rows();
     const int64_t span = ticket_rows(rows, threads, count > 16 ? 128 : 64), scratch = k.scratch_floats(count);

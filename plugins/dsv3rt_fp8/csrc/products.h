@@ -7,6 +7,9 @@
 inline const Kernels& kernels() {
 #if defined(__x86_64__)
   switch (dsv3rt::selected_variant) {
+#if defined(DSV3RT_HAS_AMX)
+    case dsv3rt::VARIANT_AMX: return dsv3rt_avx512vbmi::amx_kernels;
+#endif
     case dsv3rt::VARIANT_AVX512VBMI: return dsv3rt_avx512vbmi::kernels;
     case dsv3rt::VARIANT_AVX512: return dsv3rt_avx512::kernels;
     case dsv3rt::VARIANT_AVX2AMD: return dsv3rt_avx2::amd_kernels;
@@ -61,3 +64,19 @@ inline int64_t ticket_rows(int64_t rows, int64_t threads, int64_t most) {
 }
 
 struct DotScratch {};
+struct PackedTag {};
+
+// The products of so many tokens with such weights by tiles; null where that is not to be had.
+inline const Tiles* tiles_for(Format format, int64_t tokens) {
+  const bool served = tokens > SOME && (format == Format::E4M3 || format == Format::BF16) && kernels().tiles.dot != nullptr;
+  return served ? &kernels().tiles : nullptr;
+}
+
+// The rows of x packed for tiles, in this thread's scratch.
+inline const float* packed(const Tiles& tiles, const float* const* x, int64_t tokens, int64_t columns, int64_t threads) {
+  float* out = dsv3rt::scratch<PackedTag>(tiles.packed_floats(tokens, columns));
+  dsv3rt::Tickets work;
+  work.reset(divide_up(tokens, 16));
+  dsv3rt::parallel(threads, tokens, [&](int64_t) { work.run([&](int64_t group) { tiles.pack(x, tokens, columns, group, out); }); });
+  return out;
+}

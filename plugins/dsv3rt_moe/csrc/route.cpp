@@ -16,6 +16,7 @@ using dsv3rt::torch_api;
 const RouteKernels& kernels() {
 #if defined(__x86_64__)
   switch (dsv3rt::selected_variant) {
+    case dsv3rt::VARIANT_AMX:
     case dsv3rt::VARIANT_AVX512VBMI: return dsv3rt_avx512vbmi::route_kernels;
     case dsv3rt::VARIANT_AVX512: return dsv3rt_avx512::route_kernels;
     case dsv3rt::VARIANT_AVX2AMD:

@@ -33,7 +33,7 @@ def likeliest(
     everything = vocabulary <= LOOKED_AT
     if not everything and (top_k > LOOKED_AT if limited else top_p >= 1 and min_p == 0):
         return None
-    best_1C, ids_1C = native.topk(scores_V[None], min(LOOKED_AT, vocabulary))
+    best_1C, ids_1C = native.greatest(scores_V[None], min(LOOKED_AT, vocabulary))
     scores = best_1C[0].tolist()
     top = scores[0]
     if not math.isfinite(top):

@@ -25,7 +25,7 @@ def core_library() -> NativeLibrary | None:
         library.c.dsv3rt_read.restype = ctypes.c_uint64
         torch.library.register_fake("dsv3rt::rms_norm", _fake_rms_norm)
         torch.library.register_fake("dsv3rt::add_rms_norm", _fake_add_rms_norm)
-        torch.library.register_fake("dsv3rt::topk", _fake_topk)
+        torch.library.register_fake("dsv3rt::greatest", _fake_greatest)
     return library
 
 
@@ -37,7 +37,7 @@ def _fake_add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) 
     return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
-def _fake_topk(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _fake_greatest(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return x.new_empty((x.shape[0], k)), x.new_empty((x.shape[0], k), dtype=torch.int64)
 
 
@@ -77,14 +77,14 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     return total, _plain_rms_norm(total, weight, eps)
 
 
-def topk(x_TD: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def greatest(x_TD: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """(values [T, K], ids int64 [T, K]) of each row's greatest, best first; NaN is greater than all.
 
     Where a few of a vocabulary are wanted, native for float32 on CPU takes a fraction of the time of torch's, and of
     equals takes the lowest id.
     """
     if _native(x_TD):
-        result: tuple[Tensor, Tensor] = torch.ops.dsv3rt.topk(x_TD.contiguous(), k)
+        result: tuple[Tensor, Tensor] = torch.ops.dsv3rt.greatest(x_TD.contiguous(), k)
         return result
     best = x_TD.topk(k, dim=-1)
     return best.values, best.indices

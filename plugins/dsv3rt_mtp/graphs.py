@@ -36,7 +36,7 @@ def shortlist(logits_BV: Tensor, rule_4: Tensor) -> tuple[Tensor, Tensor, Tensor
     temperature, top_k, top_p, min_p = rule_4.unbind()
     vocabulary = logits_BV.shape[-1]
     size = min(CANDIDATES, vocabulary)
-    best_BC, ids_BC = native.topk(logits_BV, size)
+    best_BC, ids_BC = native.greatest(logits_BV, size)
     weights_BC = ((best_BC - best_BC[:, :1]) / temperature).exp()
     limited = (top_k > 0) & (top_k < vocabulary)
     last_1 = (top_k.long() - 1).clamp(0, size - 1)[None]

@@ -1,4 +1,4 @@
-// Operators of the core: rms_norm, add_rms_norm, topk; and a plain read of memory to measure the machine with.
+// Operators of the core: rms_norm, add_rms_norm, greatest; and a plain read of memory to measure the machine with.
 // T rows, D row size, K greatest values.
 #include <cmath>
 #include <limits>
@@ -108,7 +108,7 @@ std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& residual,
 struct Found {};
 
 // Ids of the `wanted` greatest of a row, in order: NaN first, of equals the lowest id.
-void greatest(const float* x, int64_t size, int64_t wanted, int64_t* ids) {
+void greatest_of_row(const float* x, int64_t size, int64_t wanted, int64_t* ids) {
   const auto before = [x](int64_t a, int64_t b) {
     const bool odd_a = std::isnan(x[a]), odd_b = std::isnan(x[b]);
     if (odd_a || odd_b) return odd_a && (!odd_b || a < b);
@@ -131,10 +131,10 @@ void greatest(const float* x, int64_t size, int64_t wanted, int64_t* ids) {
   std::copy(found, found + wanted, ids);
 }
 
-std::tuple<Tensor, Tensor> topk(const Tensor& x, int64_t wanted) {
+std::tuple<Tensor, Tensor> greatest(const Tensor& x, int64_t wanted) {
   const int64_t dims = x.dims();
-  check(dims == 2 && wanted > 0 && wanted <= x.size(1), "topk: x must be [T, D], with D at least as large as k");
-  const float* data = x.floats("topk: x must be contiguous float32");
+  check(dims == 2 && wanted > 0 && wanted <= x.size(1), "greatest: x must be [T, D], with D at least as large as k");
+  const float* data = x.floats("greatest: x must be contiguous float32");
   const int64_t rows = x.size(0), size = x.size(1), shape[2] = {rows, wanted};
   Tensor values = Tensor::empty(shape, 2, torch_api.float32), ids = Tensor::empty(shape, 2, torch_api.int64);
   float* out = values.data<float>();
@@ -143,7 +143,7 @@ std::tuple<Tensor, Tensor> topk(const Tensor& x, int64_t wanted) {
   work.reset(rows);
   dsv3rt::parallel(std::min(rows, dsv3rt::threads_for(rows * size * 4)), rows, [&](int64_t) {
     work.run([&](int64_t t) {
-      greatest(data + t * size, size, wanted, out_ids + t * wanted);
+      greatest_of_row(data + t * size, size, wanted, out_ids + t * wanted);
       for (int64_t i = t * wanted; i < (t + 1) * wanted; ++i) out[i] = data[t * size + out_ids[i]];
     });
   });
@@ -153,7 +153,7 @@ std::tuple<Tensor, Tensor> topk(const Tensor& x, int64_t wanted) {
 }  // namespace
 
 DSV3RT_OPERATORS {
-  DSV3RT_OP("topk(Tensor x, int k) -> (Tensor, Tensor)", topk);
+  DSV3RT_OP("greatest(Tensor x, int k) -> (Tensor, Tensor)", greatest);
   DSV3RT_OP("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor", rms_norm);
   DSV3RT_OP("add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps) -> (Tensor, Tensor)", add_rms_norm);
 }
@@ -168,8 +168,8 @@ DSV3RT_EXPORT int32_t aoti_torch_cpu_add_rms_norm(dsv3rt::Handle x, dsv3rt::Hand
       sum, y, [&] { return add_rms_norm(Tensor::borrow(x), Tensor::borrow(residual), Tensor::borrow(weight), eps); });
 }
 
-DSV3RT_EXPORT int32_t aoti_torch_cpu_topk(dsv3rt::Handle x, int64_t k, dsv3rt::Handle* values, dsv3rt::Handle* ids) {
-  return dsv3rt::shim_call(values, ids, [&] { return topk(Tensor::borrow(x), k); });
+DSV3RT_EXPORT int32_t aoti_torch_cpu_greatest(dsv3rt::Handle x, int64_t k, dsv3rt::Handle* values, dsv3rt::Handle* ids) {
+  return dsv3rt::shim_call(values, ids, [&] { return greatest(Tensor::borrow(x), k); });
 }
 
 // Read `bytes` (a multiple of 8) once with all threads, as fast as the machine can. Returns a checksum.

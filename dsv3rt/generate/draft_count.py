@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import accumulate, islice, repeat
-from operator import mul
 
 MEMORY = 0.97
 """What a past draft counts for after another one at the same position: about thirty are remembered."""
@@ -45,21 +43,20 @@ class Meter:
             self.tried[j] = self.tried[j] * MEMORY + 1.0
             self.accepted[j] = self.accepted[j] * MEMORY + (j < accepted)
 
-    def rates(self) -> Iterator[float]:
-        """Estimated acceptance of each draft, for ever. With nothing seen, as the draft before; the first: 0.7."""
-        guess = 0.7
-        for tried, accepted in zip(self.tried, self.accepted, strict=True):
-            guess = (accepted + PRIOR * guess) / (tried + PRIOR)
-            yield guess
-        yield from repeat(guess)
-
     def rate(self, j: int) -> float:
-        """Estimated acceptance of draft j (from 0)."""
-        return next(islice(self.rates(), j, None))
+        """Estimated acceptance of draft j (from 0). With nothing seen, as the draft before; the first: 0.7."""
+        guess = 0.7 if j == 0 else self.rate(j - 1)
+        if j >= len(self.tried):
+            return guess
+        return (self.accepted[j] + PRIOR * guess) / (self.tried[j] + PRIOR)
 
     def tokens(self, count: int) -> float:
         """Tokens a step of `count` drafts is expected to settle."""
-        return 1 + sum(accumulate(islice(self.rates(), count), mul))
+        total = reached = 1.0
+        for j in range(count):
+            reached *= self.rate(j)
+            total += reached
+        return total
 
 
 class Costs:

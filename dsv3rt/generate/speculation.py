@@ -134,7 +134,8 @@ class Speculator:
         newest = sampler.next_token(logits_V, sequence.token_ids)
         assert self._tail is not None
         session.observe([newest], self._tail[0], self._tail[1])
-        drafts = NO_DRAFTS  # drafting begins with the first step, which settles one token in any case
+        wanted = min(counter.choose(), self._room())
+        drafts = session.draft(wanted, rule) if wanted else NO_DRAFTS
         yield [Settled(newest, logits_V[None], 0)]
         while True:
             started = time.perf_counter()

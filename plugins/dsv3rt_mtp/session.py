@@ -25,7 +25,7 @@ CATCH_UP = 512
 MOST_ROWS = 16
 """Rows that a graph takes (see `interfaces.Compile`)."""
 COMPILE_AFTER = 8
-"""Uses of a graph after which it is compiled."""
+"""Steps of so many drafts after which a graph of their own is asked for."""
 MOST_APART = 32
 """Steps not to be fused, at most, after one whose shortlists were too short. There is one after the first such, and
 twice as many after each that follows: where one distribution is flat, others will be."""
@@ -55,8 +55,10 @@ class MTPSession:
         """By how many drafts they make."""
         self._fused: set[tuple[type[nn.Module], int]] = set()
         """Those of several drafts that are there."""
-        self._drafts: dict[tuple[type[nn.Module], int], Compiled | GreedyDraft | SampledDraft] = {}
+        self._drafts: dict[tuple[type[nn.Module], int], Compiled] = {}
+        """By module."""
         self._uses: dict[tuple[type[nn.Module], int], int] = {}
+        """Steps of several drafts, as long as they are not fused."""
         self._rule: tuple[DraftRule, Tensor] | None = None
         self._apart = self._apart_next = 0
         """Steps still not to be fused, and as many there were the last time."""
@@ -141,16 +143,10 @@ class MTPSession:
             chance = self._chance(rule, None if chance_k is None else chance_k[made : made + 1])
             chain.add(self._graph(self.head.depth - 1, rule)(*state, cache, *chance))
 
-    def _graph(self, depth: int, rule: DraftRule) -> Compiled | GreedyDraft | SampledDraft:
-        kind = SampledDraft if rule.temperature else GreedyDraft
-        key = kind, depth
+    def _graph(self, depth: int, rule: DraftRule) -> Compiled:
+        key = (SampledDraft if rule.temperature else GreedyDraft), depth
         if key not in self._drafts:
-            self._drafts[key] = kind(self.head, depth)
-            self._uses[key] = 0
-        if self._uses[key] < COMPILE_AFTER:
-            self._uses[key] += 1
-            if self._uses[key] == COMPILE_AFTER:
-                self._drafts[key] = self._compile(kind(self.head, depth), {0: 1, 1: 1, 2: 1})
+            self._drafts[key] = self._compile(key[0](self.head, depth), {0: 1, 1: 1, 2: 1})
         return self._drafts[key]
 
     def _chance(self, rule: DraftRule, uniform_1: Tensor | None = None) -> tuple[Tensor, ...]:

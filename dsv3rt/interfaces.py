@@ -250,8 +250,8 @@ class AcceptsDrafts(Protocol):
 
         logits_TV, hidden_TD: the decoder's over the newest token, which sits at `position`, and its drafts. With
         temperature 0 tokens are the likeliest ones, else they have the distribution of `rule` exactly. None, with
-        nothing changed that counts, when it cannot now: not everything before `position` has been observed and drafted
-        from, the logits are not numbers, or the distribution is not one that it can draw from.
+        nothing changed that counts, when it cannot now: more or less than what is before `position` has been observed,
+        the logits are not numbers, or the distribution is not one that it can draw from.
         """
         ...
 

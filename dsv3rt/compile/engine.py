@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -81,6 +81,8 @@ class Engine:
         if self._blocks:
             self._install(decoder)
         self._step = self._program(DecodeStep(decoder), {0: 1, 1: 1}) if self._whole else None
+        self._graphs: dict[Hashable, Program] = {}
+        """By what `_alike` says of a module."""
 
     @torch.inference_mode()
     def step(
@@ -112,10 +114,16 @@ class Engine:
                 program.prepare(x_BTD, ids_BT, cache)
 
     def graph(self, module: nn.Module, token_dims: Mapping[int, int] | None = None) -> Compiled:
-        """The module's forward, compiled when that has been asked for; see `interfaces.Compile`."""
+        """The module's forward, compiled when that has been asked for; see `interfaces.Compile`. Every conversation
+        makes such modules anew, of the same parts: those that are alike share one program, which is loaded once."""
         if self._blocks:
             self._install(module)
-        return self._program(module, token_dims) if self._whole else Plain(module)
+        if not self._whole:
+            return Plain(module)
+        key = _alike(module), *sorted((token_dims or {}).items())
+        if key not in self._graphs:
+            self._graphs[key] = self._program(module, token_dims)
+        return self._graphs[key]
 
     def _program(self, module: nn.Module, token_dims: Mapping[int, int] | None) -> Program:
         return Program(module, self._shared, token_dims=token_dims, urgency=LAST if self._deep else 0)
@@ -161,6 +169,15 @@ class Engine:
     def close(self) -> None:
         """Stop compiling. What is compiled goes on running."""
         self._shared.compiler.close()
+
+
+def _alike(module: nn.Module) -> Hashable:
+    """The same for modules that compute the same: of one class, made of the very same parts. (As long as the first of
+    them is kept, and its parts with it, no other part has their ids.)"""
+    if module._parameters or module._buffers:
+        return id(module)
+    plain = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    return type(module), *((name, id(part)) for name, part in module._modules.items()), *sorted(plain.items())
 
 
 def _bare(block: Block) -> Block:

@@ -3,7 +3,7 @@
 Nearly always the rule keeps a handful of tokens. Then calling tensor operations is what sampling costs, and a loop over
 a few numbers takes less than two of them.
 
-Shape legend: V vocabulary, K tokens that are kept.
+Shape legend: V vocabulary, C those looked at, K tokens that are kept.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from bisect import bisect_left, bisect_right
 from itertools import accumulate
 
 from torch import Tensor
+
+from dsv3rt import native
 
 LOOKED_AT = 64
 
@@ -31,8 +33,8 @@ def likeliest(
     everything = vocabulary <= LOOKED_AT
     if not everything and (top_k > LOOKED_AT if limited else top_p >= 1 and min_p == 0):
         return None
-    best = scores_V.topk(min(LOOKED_AT, vocabulary))
-    scores = best.values.tolist()
+    best_1C, ids_1C = native.greatest(scores_V[None], min(LOOKED_AT, vocabulary))
+    scores = best_1C[0].tolist()
     top = scores[0]
     if not math.isfinite(top):
         return None
@@ -60,5 +62,5 @@ def likeliest(
         count = kept
     if not whole:
         return None
-    kept_ids = sorted(zip(best.indices.tolist()[:count], weights, strict=False))
+    kept_ids = sorted(zip(ids_1C[0].tolist()[:count], weights, strict=False))
     return [token for token, _ in kept_ids], [weight for _, weight in kept_ids]

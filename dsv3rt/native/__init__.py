@@ -18,7 +18,16 @@ instruction set; `DSV3RT_CACHE` moves the folder of built libraries; `DSV3RT_CXX
 from __future__ import annotations
 
 from dsv3rt.native.loader import NativeLibrary, load_library
-from dsv3rt.native.ops import add_rms_norm, core_library, read_bandwidth_gbs, rms_norm
+from dsv3rt.native.ops import add_rms_norm, core_library, greatest, read_bandwidth_gbs, rms_norm
 from dsv3rt.native.shims import c_shims
 
-__all__ = ["NativeLibrary", "add_rms_norm", "c_shims", "core_library", "load_library", "read_bandwidth_gbs", "rms_norm"]
+__all__ = [
+    "NativeLibrary",
+    "add_rms_norm",
+    "c_shims",
+    "core_library",
+    "greatest",
+    "load_library",
+    "read_bandwidth_gbs",
+    "rms_norm",
+]

@@ -1,6 +1,6 @@
-"""The core's operators: RMS norm, and the machine's read bandwidth.
+"""The core's operators: RMS norm, the greatest of a row, and the machine's read bandwidth.
 
-Legend: D row size; `...` any leading dimensions.
+Legend: T rows, D row size, K greatest; `...` any leading dimensions.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ def core_library() -> NativeLibrary | None:
         library.c.dsv3rt_read.restype = ctypes.c_uint64
         torch.library.register_fake("dsv3rt::rms_norm", _fake_rms_norm)
         torch.library.register_fake("dsv3rt::add_rms_norm", _fake_add_rms_norm)
+        torch.library.register_fake("dsv3rt::greatest", _fake_greatest)
     return library
 
 
@@ -36,16 +37,20 @@ def _fake_add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) 
     return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
+def _fake_greatest(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    return x.new_empty((x.shape[0], k)), x.new_empty((x.shape[0], k), dtype=torch.int64)
+
+
 def _plain_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     wide = x.float()
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return (normed * weight.float()).to(x.dtype)
 
 
-def _native(x: Tensor, weight: Tensor) -> bool:
+def _native(x: Tensor, *others: Tensor) -> bool:
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return False
-    return _available and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
+    return _available and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *others)))
 
 
 _available = core_library() is not None
@@ -65,11 +70,24 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(x + residual, rms_norm(x + residual)) in one pass; as `rms_norm`."""
-    if _native(x, weight) and not (torch.is_grad_enabled() and residual.requires_grad):
+    if _native(x, residual, weight):
         result: tuple[Tensor, Tensor] = torch.ops.dsv3rt.add_rms_norm(x, residual, weight, eps)
         return result
     total = x + residual
     return total, _plain_rms_norm(total, weight, eps)
+
+
+def greatest(x_TD: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """(values [T, K], ids int64 [T, K]) of each row's greatest, best first; NaN is greater than all.
+
+    Where a few of a vocabulary are wanted, native for float32 on CPU takes a fraction of the time of torch's, and of
+    equals takes the lowest id.
+    """
+    if _native(x_TD):
+        result: tuple[Tensor, Tensor] = torch.ops.dsv3rt.greatest(x_TD.contiguous(), k)
+        return result
+    best = x_TD.topk(k, dim=-1)
+    return best.values, best.indices
 
 
 def read_bandwidth_gbs(megabytes: int = 512, repeats: int = 5) -> float:

@@ -10,11 +10,13 @@ Legend: B sequences (one), T rows, D hidden, V vocabulary, C candidates.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from dsv3rt import native
 from dsv3rt.interfaces import Cache
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ def shortlist(logits_BV: Tensor, rule_4: Tensor) -> tuple[Tensor, Tensor, Tensor
     temperature, top_k, top_p, min_p = rule_4.unbind()
     vocabulary = logits_BV.shape[-1]
     size = min(CANDIDATES, vocabulary)
-    best_BC, ids_BC = logits_BV.topk(size, dim=-1)
+    best_BC, ids_BC = native.greatest(logits_BV, size)
     weights_BC = ((best_BC - best_BC[:, :1]) / temperature).exp()
     limited = (top_k > 0) & (top_k < vocabulary)
     last_1 = (top_k.long() - 1).clamp(0, size - 1)[None]
@@ -142,9 +144,21 @@ class _Accept(_Graph):
         row_B1D, at_B1 = self.head.advance_one(0, settled_T[None], normed_BTD, positions_BT, accepted_1, cache)
         return row_B1D, at_B1 + 1
 
-    def on(self, draft_B: Tensor, row_B1D: Tensor, next_B1: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
-        """The same after one more draft."""
-        return self.head.advance(0, draft_B[:, None], row_B1D, next_B1, cache), next_B1 + 1
+    def drafts(
+        self,
+        row_B1D: Tensor,
+        next_B1: Tensor,
+        cache: Cache,
+        choose: Callable[[Tensor, int], tuple[Tensor, ...]],
+    ) -> tuple[list[tuple[Tensor, ...]], Tensor, Tensor]:
+        """(what `choose(logits [B, V], k)`, a draft int64 [B] and what belongs to it, has given for each of the next
+        drafts; hidden state and next position after the last of them but one)."""
+        chosen = [choose(self.head.logits(row_B1D)[:, 0], 0)]
+        while len(chosen) < self.count:
+            row_B1D = self.head.advance(0, chosen[-1][0][:, None], row_B1D, next_B1, cache)
+            next_B1 = next_B1 + 1
+            chosen.append(choose(self.head.logits(row_B1D)[:, 0], len(chosen)))
+        return chosen, row_B1D, next_B1
 
 
 class GreedyAccept(_Accept):
@@ -162,12 +176,9 @@ class GreedyAccept(_Accept):
         best_T = logits_TV.argmax(-1)
         accepted_1 = leading(best_T == drafts_T)
         row_B1D, next_B1 = self.observe(best_T, hidden_BTD, position_1, accepted_1, cache)
-        drafts = [self.head.logits(row_B1D)[:, 0].argmax(-1)]
-        for _ in range(self.count - 1):
-            row_B1D, next_B1 = self.on(drafts[-1], row_B1D, next_B1, cache)
-            drafts.append(self.head.logits(row_B1D)[:, 0].argmax(-1))
+        drafts, row_B1D, next_B1 = self.drafts(row_B1D, next_B1, cache, lambda logits_BV, _: (logits_BV.argmax(-1),))
         fine_1 = logits_TV.gather(1, best_T[:, None]).isfinite().all().long()[None]
-        return torch.cat([best_T, *drafts, accepted_1, fine_1]), row_B1D, next_B1
+        return torch.cat([best_T, *(draft_B for (draft_B,) in drafts), accepted_1, fine_1]), row_B1D, next_B1
 
 
 class SampledAccept(_Accept):
@@ -198,20 +209,18 @@ class SampledAccept(_Accept):
         p_T = torch.where(ids_TC == drafts_T[:, None], p_TC, 0.0).sum(-1)
         q_T = torch.where(draft_ids_TC == drafts_T[:, None], draft_probs_TC, 0.0).sum(-1)
         accepted_1 = leading(uniform_T * q_T < p_T)  # the last row: 0 < 0
-        same_TCC = ids_TC[:, :, None] == draft_ids_TC[:, None, :]
-        q_TC = torch.where(same_TCC, draft_probs_TC[:, None, :], 0.0).sum(-1)
-        left_TC = (p_TC - q_TC).clamp_min(0)
+        # of the row that the next token comes from: (ids, p, ids of the draft's candidates, q), each [1, C]
+        ids, p, draft_ids, q = (x.index_select(0, accepted_1) for x in (ids_TC, p_TC, draft_ids_TC, draft_probs_TC))
+        left = (p - torch.where(ids[:, :, None] == draft_ids[:, None, :], q[:, None, :], 0.0).sum(-1)).clamp_min(0)
         # nothing is left when p = q but for rounding: then p itself is as good
-        left_TC = torch.where(left_TC.sum(-1, keepdim=True) > 0, left_TC, p_TC)
-        choice_B1 = draw(left_TC.index_select(0, accepted_1), uniform_T[-1])
-        token_1 = ids_TC.index_select(0, accepted_1).gather(1, choice_B1)[0]
+        left = torch.where(left.sum(-1, keepdim=True) > 0, left, p)
+        token_1 = ids.gather(1, draw(left, uniform_T[-1]))[0]
         slots_T = torch.arange(drafts_T.shape[0], device=drafts_T.device)
         settled_T = torch.where(slots_T < accepted_1, drafts_T, token_1)
         row_B1D, next_B1 = self.observe(settled_T, hidden_BTD, position_1, accepted_1, cache)
-        drafts = [draw_draft(self.head.logits(row_B1D)[:, 0], rule_4, uniform_k[:1])]
-        for k in range(1, self.count):
-            row_B1D, next_B1 = self.on(drafts[-1][0], row_B1D, next_B1, cache)
-            drafts.append(draw_draft(self.head.logits(row_B1D)[:, 0], rule_4, uniform_k[k : k + 1]))
+        drafts, row_B1D, next_B1 = self.drafts(
+            row_B1D, next_B1, cache, lambda logits_BV, k: draw_draft(logits_BV, rule_4, uniform_k[k : k + 1])
+        )
         fine_1 = (whole_T & p_TC.sum(-1).isfinite()).all().long()[None]
         drafts_B, ids_BC, probs_BC = zip(*drafts, strict=True)
         packed = torch.cat([settled_T, *drafts_B, accepted_1, fine_1])

@@ -25,7 +25,7 @@ CATCH_UP = 512
 MOST_ROWS = 16
 """Rows that a graph takes (see `interfaces.Compile`)."""
 COMPILE_AFTER = 8
-"""Uses of a graph, but those that every conversation begins with, after which it is compiled."""
+"""Steps of so many drafts after which a graph of their own is asked for."""
 MOST_APART = 32
 """Steps not to be fused, at most, after one whose shortlists were too short. There is one after the first such, and
 twice as many after each that follows: where one distribution is flat, others will be."""
@@ -55,8 +55,10 @@ class MTPSession:
         """By how many drafts they make."""
         self._fused: set[tuple[type[nn.Module], int]] = set()
         """Those of several drafts that are there."""
-        self._drafts: dict[tuple[type[nn.Module], int], Compiled | GreedyDraft | SampledDraft] = {}
+        self._drafts: dict[tuple[type[nn.Module], int], Compiled] = {}
+        """By module."""
         self._uses: dict[tuple[type[nn.Module], int], int] = {}
+        """Steps of several drafts, as long as they are not fused."""
         self._rule: tuple[DraftRule, Tensor] | None = None
         self._apart = self._apart_next = 0
         """Steps still not to be fused, and as many there were the last time."""
@@ -66,13 +68,12 @@ class MTPSession:
     def observed(self) -> int:
         return len(self._next_ids)
 
-    @torch.inference_mode()
     def observe(self, token_ids: Sequence[int], hidden_TD: Tensor, position: int) -> None:
         if position < len(self._next_ids):
             self._rewind(position)
         assert position == len(self._next_ids), f"rows {len(self._next_ids)}..{position - 1} were not observed"
         self._next_ids.extend(token_ids)
-        self._waiting.append(hidden_TD[: len(token_ids)])
+        self._waiting.append(hidden_TD if len(hidden_TD) == len(token_ids) else hidden_TD[: len(token_ids)])
         if len(self._next_ids) - self._final > CATCH_UP + self.lookback:
             self._catch_up(self.lookback)
 
@@ -88,6 +89,7 @@ class MTPSession:
     def _window(self, used: int) -> Sequence[Cache]:
         return self._caches if self._whole else window(self._caches, used)
 
+    @torch.inference_mode()
     def _catch_up(self, leave: int) -> None:
         """Pass waiting rows, but the last `leave`, through all modules."""
         rows_TD = self._rows()
@@ -103,7 +105,7 @@ class MTPSession:
                 else:
                     normed_BTD = self.head.advance(depth, ids_BT, normed_BTD, positions_BT, cache)
         self._final = stop
-        self._waiting = [rows_TD[stop - start :]]
+        self._waiting = [rows_TD[stop - start :]] if leave else []
 
     @torch.inference_mode()
     def draft(self, count: int, rule: DraftRule) -> Drafts:
@@ -125,7 +127,7 @@ class MTPSession:
                 ids = [*ids[1:], int(chain.tokens[-1])]
             ids_BT = ints(ids, self.device)[None]
             state = ids_BT, normed_BTD, positions_BT, newest_1
-            normed_BTD = chain.add(self._graph(d, rule, begins=True)(*state, caches[d], *self._chance(rule)))
+            normed_BTD = chain.add(self._graph(d, rule)(*state, caches[d], *self._chance(rule)))
         self._draft_on(chain, count, caches[-1], rule)
         again = min(depth - 1, known)
         self._final, self._waiting = known - again, [rows_TD[rows - again : rows]] if again else []
@@ -139,18 +141,12 @@ class MTPSession:
         while (made := len(chain.tokens)) < count:
             state = chain.tokens[-1][None], chain.row_B1D, chain.next_B1, self._zero_1
             chance = self._chance(rule, None if chance_k is None else chance_k[made : made + 1])
-            chain.add(self._graph(self.head.depth - 1, rule, begins=False)(*state, cache, *chance))
+            chain.add(self._graph(self.head.depth - 1, rule)(*state, cache, *chance))
 
-    def _graph(self, depth: int, rule: DraftRule, *, begins: bool) -> Compiled | GreedyDraft | SampledDraft:
-        kind = SampledDraft if rule.temperature else GreedyDraft
-        key = kind, depth
+    def _graph(self, depth: int, rule: DraftRule) -> Compiled:
+        key = (SampledDraft if rule.temperature else GreedyDraft), depth
         if key not in self._drafts:
-            self._drafts[key] = kind(self.head, depth)
-            self._uses[key] = 0
-        if self._uses[key] < COMPILE_AFTER and not (begins and self._accepts):
-            self._uses[key] += 1
-            if self._uses[key] == COMPILE_AFTER:
-                self._drafts[key] = self._compile(kind(self.head, depth), {0: 1, 1: 1, 2: 1})
+            self._drafts[key] = self._compile(key[0](self.head, depth), {0: 1, 1: 1, 2: 1})
         return self._drafts[key]
 
     def _chance(self, rule: DraftRule, uniform_1: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -172,9 +168,10 @@ class MTPSession:
         self, drafts: Drafts, logits_TV: Tensor, hidden_TD: Tensor, position: int, count: int, rule: DraftRule
     ) -> Accepted | None:
         rows = len(drafts.token_ids) + 1
-        ready = self._final == len(self._next_ids) == position
-        if self.head.depth > 1 or not ready:
+        if self.head.depth > 1 or position != len(self._next_ids):
             return None
+        if self._final < position:
+            self._catch_up(0)
         caches = self._window(position + rows + count)
         args: list[Any] = [
             ints([*drafts.token_ids, -1], self.device),

@@ -56,6 +56,31 @@ def test_add_rms_norm_returns_the_sum_too(library: NativeLibrary) -> None:
     assert torch.equal(normed, native.rms_norm(total, weight, EPS))
 
 
+@pytest.mark.parametrize(("size", "k"), [(2048, 64), (129280, 64), (100, 100), (37, 5), (17, 1)])
+def test_greatest_is_a_sorted_row_s_beginning(library: NativeLibrary, size: int, k: int) -> None:
+    x = torch.randn(3, size)
+    x[1] = x[1].mul(3).round()  # many equals, of which the lowest ids are wanted
+    x[2, ::7] = float("-inf")
+    values, ids = native.greatest(x, k)
+    expected = torch.sort(x, dim=-1, descending=True, stable=True)
+    assert torch.equal(values, expected.values[:, :k])
+    assert torch.equal(ids, expected.indices[:, :k])
+
+
+@pytest.mark.parametrize("slope", [-1.0, 0.0, 1.0])
+def test_greatest_of_rows_in_order(library: NativeLibrary, slope: float) -> None:
+    _, ids = native.greatest(slope * torch.arange(1000.0)[None], 64)
+    assert ids[0].tolist() == (list(range(999, 935, -1)) if slope > 0 else list(range(64)))
+
+
+def test_greatest_shows_what_is_not_a_number(library: NativeLibrary) -> None:
+    x = torch.randn(1, 500)
+    x[0, 430] = float("nan")
+    values, ids = native.greatest(x, 8)
+    assert values[0, 0].isnan() and ids[0, 0] == 430
+    assert native.greatest(torch.full((1, 500), float("nan")), 8)[1].tolist() == [list(range(8))]
+
+
 def test_gradients_take_the_plain_path() -> None:
     x = torch.randn(3, 16, dtype=torch.float32, requires_grad=True)
     weight = torch.randn(16, requires_grad=True)

@@ -1,4 +1,4 @@
-// RMS norm and a plain read, for one instruction set.
+// RMS norm, a search for great values and a plain read, for one instruction set.
 #include "core_kernels.h"
 #include "dsv3rt_simd.h"
 
@@ -49,6 +49,30 @@ static void add(const float* x, const float* residual, int64_t size, float* sum)
   for (int64_t i = 0; i < size; ++i) sum[i] = x[i] + residual[i];
 }
 
+// A bit for each lane of x that is not at most `floor`.
+static inline uint32_t lanes_above(V x, float floor) {
+#if defined(DSV3RT_512)
+  return _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(floor), _CMP_NLE_UQ);
+#elif defined(DSV3RT_IS_AVX2)
+  return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps((__m256)x, _mm256_set1_ps(floor), _CMP_NLE_UQ)));
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < W; ++i) bits |= static_cast<uint32_t>(!(x[i] <= floor)) << i;
+  return bits;
+#endif
+}
+
+static int64_t above(const float* x, int64_t* begin, int64_t size, float floor, int64_t* found, int64_t room) {
+  int64_t i = *begin, count = 0;
+  for (; i + W <= size && count + W <= room; i += W)
+    for (uint32_t bits = lanes_above(v_load(x + i), floor); bits != 0; bits &= bits - 1) found[count++] = i + __builtin_ctz(bits);
+  if (i + W > size)
+    for (; i < size && count < room; ++i)
+      if (!(x[i] <= floor)) found[count++] = i;
+  *begin = i;
+  return count;
+}
+
 static uint64_t read(const uint64_t* data, int64_t words) {
   uint64_t sum = 0;
   for (int64_t i = 0; i < words; ++i) sum += data[i];
@@ -56,6 +80,6 @@ static uint64_t read(const uint64_t* data, int64_t words) {
 }
 
 extern const CoreKernels core_kernels;
-const CoreKernels core_kernels = {&rms_norm, &add, &read};
+const CoreKernels core_kernels = {&rms_norm, &add, &above, &read};
 
 }  // namespace DSV3RT_VARIANT

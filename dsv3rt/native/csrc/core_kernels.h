@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+constexpr int64_t LANES = 16;  // a vector has at most so many
+
 enum class WeightKind : int { F32, BF16, F16 };
 
 struct CoreKernels {
@@ -9,6 +11,9 @@ struct CoreKernels {
   void (*rms_norm)(const float* x, const void* weight, WeightKind kind, int64_t size, float eps, float* y);
   // sum = x + residual, one row
   void (*add)(const float* x, const float* residual, int64_t size, float* sum);
+  // Positions of values above `floor` (NaN is above everything), ascending, from `*begin` on: as many as fit into `room`,
+  // at least LANES, or up to the end. Returns how many, with `*begin` where to go on.
+  int64_t (*above)(const float* x, int64_t* begin, int64_t size, float floor, int64_t* found, int64_t room);
   // a checksum of `words` 64-bit words: a plain read
   uint64_t (*read)(const uint64_t* data, int64_t words);
 };

@@ -457,6 +457,33 @@ static constexpr bool even_odd() {
   return true;
 }
 
+// Whether F's order is that of bytes unpacked within 16-byte lanes and then split into even ones and odd ones.
+template <class F>
+static constexpr bool unpacked_in_lanes() {
+  if (F::VECTORS != 4 || W != 16) return false;
+  for (int i = 0; i < 64; ++i)
+    if (F::order(i) != i % 16 / 4 * 16 + i / 32 * 8 + i % 4 * 2 + i / 16 % 2) return false;
+  return true;
+}
+
+#if defined(DSV3RT_512)
+// 64 values in that order.
+static inline void unpack_in_lanes(const float* x, float* out) {
+  // of each vector the even ones of its first half, the odd ones, those of its second half; then the first of all vectors, and so on
+  const __m512i index = _mm512_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+  __m512 a[4], b[4];
+  for (int i = 0; i < 4; ++i) a[i] = _mm512_permutexvar_ps(index, _mm512_loadu_ps(x + 16 * i));
+  for (int i = 0; i < 2; ++i) {
+    b[i] = _mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0x44);
+    b[i + 2] = _mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0xEE);
+  }
+  for (int i = 0; i < 2; ++i) {
+    _mm512_storeu_ps(out + 32 * i, _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0x88));
+    _mm512_storeu_ps(out + 32 * i + 16, _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0xDD));
+  }
+}
+#endif
+
 #if defined(DSV3RT_X86)
 // 2 * W values: those of even index, those of odd index.
 static inline void split(const float* x, float* even, float* odd) {
@@ -478,6 +505,12 @@ template <class F>
 static inline void arrange_group(const float* x, float* out) {
   constexpr int STEP = F::VECTORS * W;
   for (int step = 0; step < GROUP; step += STEP) {
+#if defined(DSV3RT_512)
+    if (unpacked_in_lanes<F>()) {
+      unpack_in_lanes(x + step, out + step);
+      continue;
+    }
+#endif
 #if defined(DSV3RT_X86)
     if (even_odd<F, 1>()) {
       for (int i = 0; i < STEP / 2; i += W) split(x + step + 2 * i, out + step + i, out + step + STEP / 2 + i);

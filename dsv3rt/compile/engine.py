@@ -173,11 +173,16 @@ class Engine:
 
 def _alike(module: nn.Module) -> Hashable:
     """The same for modules that compute the same: of one class, made of the very same parts. (As long as the first of
-    them is kept, and its parts with it, no other part has their ids.)"""
+    them is kept, and its parts with it, no other has their ids.)"""
     if module._parameters or module._buffers:
         return id(module)
-    plain = {name: value for name, value in vars(module).items() if not name.startswith("_")}
-    return type(module), *((name, id(part)) for name, part in module._modules.items()), *sorted(plain.items())
+    parts = [(name, id(part)) for name, part in module._modules.items()]
+    key = type(module), *parts, *((name, value) for name, value in vars(module).items() if not name.startswith("_"))
+    try:
+        hash(key)
+    except TypeError:
+        return id(module)
+    return key
 
 
 def _bare(block: Block) -> Block:

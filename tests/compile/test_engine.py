@@ -170,6 +170,21 @@ def test_layers_of_a_kind_share_a_graph(plain: Runtime) -> None:
     assert len(set(kinds)) == 2 and len(set(kinds[1:])) == 1, "one dense block, and MoE blocks that are alike"
 
 
+class _Scaled(torch.nn.Module):
+    def __init__(self, part: torch.nn.Module, by: object) -> None:
+        super().__init__()
+        self.part = part
+        self.by = by
+
+
+def test_modules_of_the_same_parts_share_a_program(compiled: Engine) -> None:
+    one, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    assert compiled.graph(_Scaled(one, 2)) is compiled.graph(_Scaled(one, 2))
+    assert len({compiled.graph(_Scaled(part, by)) for part in (one, other) for by in (2, 3)}) == 4
+    assert compiled.graph(_Scaled(one, 2)) is not compiled.graph(_Scaled(one, 2), {0: 0})
+    assert compiled.graph(_Scaled(one, [2])) is not compiled.graph(_Scaled(one, [2])), "a list may change"
+
+
 def test_a_key_tells_apart_what_computes_differently(plain: Runtime) -> None:
     block = _bare(plain.engine.decoder.model.layers[1])  # type: ignore[arg-type]
     before = fingerprint(block, 2)

@@ -130,7 +130,7 @@ def _event(rng: random.Random) -> _Subject:
 
 def _theme(rng: random.Random) -> _Subject:
     hero = make_hero(rng)
-    if rng.random() < 0.5:
+    if rng.random() < 0.6:
         idea = rng.choice(list(subject_plots.IDEA_PLOTS))
         return _Subject(idea, hero, plot=rng.choice(subject_plots.IDEA_PLOTS[idea]), told=idea)
     theme = rng.choice(tuple(THEME_PLOTS))
@@ -153,7 +153,7 @@ def _mood(rng: random.Random) -> _Subject:
 
 
 _SUBJECTS: dict[Callable[[random.Random], _Subject], float] = {
-    _somebody: 0.36, _something: 0.24, _sight: 0.1, _weather: 0.08, _event: 0.04, _theme: 0.09, _pair: 0.05, _mood: 0.04,
+    _somebody: 0.28, _something: 0.18, _sight: 0.12, _weather: 0.10, _event: 0.06, _theme: 0.17, _pair: 0.06, _mood: 0.03,
 }  # fmt: skip
 """What stories are asked to be about, and how often."""
 

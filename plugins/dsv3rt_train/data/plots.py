@@ -60,7 +60,7 @@ PLOTS: dict[str, Plot] = {
         ("One {time}, {A} found a {color} {thing} at the {far}.", "While walking to the {far}, {A} saw a {color} {thing} in the grass.",
          "One {time}, there was a {thing} in front of the door."),
         ('"Whose {thing} is this?" {he} asked.', '"What a beautiful {thing}," said {A}.', "{he} did not know who had lost it."),
-        ("{he} wanted to keep it, but it was not {his}.", "{he} asked everyone at the {far} about it.", "{he} carried the {thing} from house to house."),
+        ("{he} wanted to keep it, but it belonged to somebody else.", "{he} asked everyone at the {far} about it.", "{he} carried the {thing} from house to house."),
         ("Then {he} saw a {b} who was looking for something.", "At last {he} met {B}, a {tb} {b}.", "By the road sat a sad {b} named {B}."),
         ('"That is my {thing}!" said {B}.', '"I lost my {thing} {n} days ago," said {B}.', '"My {thing}! I looked for it all day," said {B}.'),
         ("{A} gave the {thing} back at once.", "{A} smiled and gave {bhim} the {thing}."),

@@ -120,7 +120,7 @@ WEATHER_PLOTS: tuple[Plot, ...] = (
     Plot("hero", (
         ("{A} did not like {S}.", "{A} was a little afraid of {S}.", "Nobody in the village liked {S}."),
         ("So {he} stayed at home and looked out of the window.", '"When will it be over?" asked {A}.', "{he} sat under a blanket and waited."),
-        ("After {n} days, {he} had to go out.", "But then there was no {food} left, and {he} had to go out.", "But then {his} little brother wanted to go out."),
+        ("But after {n} days, {he} had to go out.", "But then {he} was hungry, and there was no food left in the house.", "But then {his} little brother wanted to go out."),
         ("{he} put on a {color} coat and opened the door.", "{he} took a deep breath and went outside."),
         ("There {he} met a {animal} that was not afraid of {S} at all.", "Outside, some children were playing and laughing.", "Everything was quiet, and {S} was all around {him}."),
         ("{A} began to laugh, too.", "It was much more beautiful than {A} had thought.", "{he} ran and jumped until {he} was tired."),

@@ -248,13 +248,17 @@ def slow_bpe(ranks: dict[bytes, int], text: str) -> list[int]:
     return ids
 
 
+# of characters without a meaning yet, each library has tables of its own
+ASSIGNED_TEXT = st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=40)
+
+
 def test_tiktoken_agrees_with_bpe_written_out(tiktoken_folder: Path) -> None:
     ours = load_tokenizer(tiktoken_folder)
     lines = (tiktoken_folder / "tiktoken.model").read_bytes().split()
     ranks = {base64.b64decode(token): int(rank) for token, rank in zip(lines[::2], lines[1::2], strict=True)}
 
     @settings(max_examples=200, deadline=None)
-    @given(st.one_of(st.sampled_from(TEXTS), ANY_TEXT))
+    @given(st.one_of(st.sampled_from(TEXTS), ASSIGNED_TEXT))
     def agree(text: str) -> None:
         ids = ours.encode(text, add_bos=False, allow_special=False)
         assert ids == slow_bpe(ranks, text)

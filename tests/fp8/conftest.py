@@ -7,8 +7,10 @@ from collections.abc import Iterator
 import pytest
 from dsv3rt_fp8 import native_ops
 
+from dsv3rt.native.build import VARIANTS
 
-@pytest.fixture(params=["portable", "avx2", "avx2amd", "avx512", "avx512vbmi", "amx"])
+
+@pytest.fixture(params=VARIANTS)
 def variant(request: pytest.FixtureRequest) -> Iterator[str]:
     """One instruction set of the native kernels, selected for the test."""
     library = native_ops.library()

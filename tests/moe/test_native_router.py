@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from dsv3rt.config import ModelConfig
 from dsv3rt.interfaces import Site
+from dsv3rt.native.build import VARIANTS
 from dsv3rt.native.loader import NativeLibrary
 from dsv3rt.testing.contracts import SMALL
 
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.skipif(native.library() is None, reason="no compiler")
 KINDS = {"bias": BiasTopK, "softmax": SoftmaxTopK, "groups": SoftmaxGroupTopK}
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512", "avx512vbmi", "amx"])
+@pytest.fixture(params=VARIANTS)
 def variant(request: pytest.FixtureRequest) -> Iterator[NativeLibrary]:
     library = native.library()
     if library is None or request.param not in library.variants:

@@ -9,12 +9,13 @@ import torch
 
 from dsv3rt import native
 from dsv3rt.errors import UsageError
+from dsv3rt.native.build import VARIANTS
 from dsv3rt.native.loader import NativeLibrary
 
 EPS = 1e-6
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512", "avx512vbmi", "amx"])
+@pytest.fixture(params=VARIANTS)
 def library(request: pytest.FixtureRequest) -> Iterator[NativeLibrary]:
     library = native.core_library()
     if library is None or request.param not in library.variants:

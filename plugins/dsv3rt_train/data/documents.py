@@ -119,17 +119,19 @@ def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
             yield "".join(group).strip()
 
 
+_FORMS = '{"messages": [{"role": ..., "content": ...}]} or {"text": ...}, all of them text'
+
+
 def read_records(paths: Iterable[Path]) -> Iterator[Mapping[str, Any]]:
     """{"messages": [...]} or {"text": ...} from .jsonl and .txt files. Raises UserError naming file and line."""
     for where, record in parse_lines(paths):
         if not ({"messages", "text"} & record.keys()):
             raise UserError(
                 f'{where} has neither "messages" nor "text"',
-                fix="such lines are read here; `dsv3rt eval --task` takes others",
+                fix=f"write {_FORMS}; for questions see `dsv3rt eval --task`",
             )
         if not (_are_messages(record["messages"]) if "messages" in record else isinstance(record["text"], str)):
-            forms = '{"messages": [{"role": ..., "content": ...}]} or {"text": ...}, all of them text'
-            raise UserError(f"{where} holds something else than text", fix=f"write {forms}")
+            raise UserError(f"{where} holds something else than text", fix=f"write {_FORMS}")
         yield record
 
 

@@ -64,7 +64,7 @@ class _Subject:
     place: str | None = None
     plot: Plot | None = None
     told: str = ""
-    """The subject as the story names it first: "a kite", "the sea"."""
+    """The subject as the story names it first, where that is not a thing: "the sea"."""
     pair: str = ""
     """What the two heroes are, in the plural."""
     mood: str = ""
@@ -96,13 +96,13 @@ def _something(rng: random.Random) -> _Subject:
         thing = rng.choice(subjects.VEHICLES)
         own = subject_plots.VEHICLE_PLOTS + (subject_plots.FERRY_PLOTS if thing in subjects.FERRIES else ())
         plots = own if rng.random() < 0.75 else subject_plots.THING_PLOTS
-        return _Subject(f"a {thing}", hero, thing=thing, plot=rng.choice(plots), told=f"a {thing}")
+        return _Subject(f"a {thing}", hero, thing=thing, plot=rng.choice(plots))
     thing = rng.choice(subjects.THINGS)
     if rng.random() < 0.3:
         return _Subject(f"a {thing}", hero, thing=thing, plot=_any_plot(rng, "thing"))
     if rng.random() < 0.4:
         thing = f"{rng.choice(subjects.THING_TRAITS)} {thing}"
-    return _Subject(f"a {thing}", hero, thing=thing, plot=rng.choice(subject_plots.THING_PLOTS), told=f"a {thing}")
+    return _Subject(f"a {thing}", hero, thing=thing, plot=rng.choice(subject_plots.THING_PLOTS))
 
 
 def _sight(rng: random.Random) -> _Subject:
@@ -123,9 +123,7 @@ def _weather(rng: random.Random) -> _Subject:
 
 def _event(rng: random.Random) -> _Subject:
     event = rng.choice(subjects.EVENTS)
-    return _Subject(
-        f"a {event}", make_hero(rng), thing=event, plot=rng.choice(subject_plots.EVENT_PLOTS), told=f"a {event}"
-    )
+    return _Subject(f"a {event}", make_hero(rng), thing=event, plot=rng.choice(subject_plots.EVENT_PLOTS))
 
 
 def _theme(rng: random.Random) -> _Subject:
@@ -182,7 +180,7 @@ def tell(rng: random.Random) -> Story:
         "bhis": "her" if b.female else "his",
         "C": rng.choice([name for name in (_GIRLS if a.female else words.BOYS) if name != a.name]),
         "pair": asked.pair,
-        "S": asked.told,
+        "S": asked.told or f"a {asked.thing}",
         "s": asked.thing or asked.told,
         "thing": asked.thing or rng.choice(words.OBJECTS),
         "place": place,

@@ -33,8 +33,8 @@ _GLOSS_FORMS = (
 )
 
 WEIGHTS: dict[str, float] = {
-    "story": 0.14, "sum": 0.09, "follow_up_sum": 0.08, "numbers": 0.09, "gloss": 0.18, "fact": 0.085, "single": 0.02, "comparison": 0.055,
-    "follow_up_fact": 0.06, "remember": 0.12, "repeat": 0.07, "greeting": 0.025, "small_talk": 0.045, "identity": 0.025, "unknown": 0.09, "chatterbot": 0.005,
+    "story": 0.22, "sum": 0.06, "follow_up_sum": 0.06, "numbers": 0.06, "gloss": 0.13, "fact": 0.065, "single": 0.02, "comparison": 0.05,
+    "follow_up_fact": 0.045, "remember": 0.085, "repeat": 0.05, "greeting": 0.02, "small_talk": 0.035, "identity": 0.02, "unknown": 0.075, "chatterbot": 0.005,
 }  # fmt: skip
 """Share of each kind among the exchanges drawn."""
 _PLAIN = 0.02

@@ -265,3 +265,13 @@ THEME_PLOTS: dict[str, tuple[str, ...]] = {
     "a garden": ("garden",),
     "help": ("rescue", "sharing"),
 }
+
+WHO_PLOTS: dict[str, str] = {
+    "could not sleep": "night walk", "wanted to bake a cake": "bake", "wanted to be tall": "too big", "was very small": "too big",
+    "found an old map": "treasure", "looked for a treasure": "treasure", "wanted to paint": "picture", "painted a picture": "picture",
+    "had no friends": "new friend", "was alone": "new friend", "lost the way": "lost way", "got lost": "lost way", "loved the moon": "star",
+    "made a wish": "wish star", "saw a falling star": "wish star", "sailed away": "boat", "built a boat": "boat", "was afraid": "fear",
+    "wanted to win a race": "race", "cooked a soup": "cook", "had a strange dream": "dream", "planted a seed": "garden", "helped a friend": "rescue",
+    "shared the food": "sharing", "heard a noise": "noise", "wanted to learn something": "learning",
+}  # fmt: skip
+"""What heroes are asked for by: "a boy who could not sleep"."""

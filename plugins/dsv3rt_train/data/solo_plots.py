@@ -25,8 +25,8 @@ SOLO_PLOTS: dict[str, Plot] = {
         ("{A} laughed and tried again.", '"I will not give up," said {A}.', "{he} took a deep breath and began again."),
         ("The second cake was soft and sweet.", "This time, it smelled wonderful.", "At last the cake was perfect."),
     )),
-    "boat": Plot("place", (
-        ("{A} wanted to know what was on the other side of the {place}.", "Every day, {A} looked at the {place} and dreamed of a long trip."),
+    "boat": Plot("hero", (
+        ("{A} wanted to know what was on the other side of the sea.", "Every day, {A} looked at the sea and dreamed of a long trip."),
         ("{he} built a small boat of wood.", "{he} found an old boat and painted it {color}."),
         ("One {time}, {A} sailed away.", "Early one morning, the trip began."),
         ("Soon the {weather} came, and the waves were high.", "There was nothing but water all around.", "The boat went up and down for {n} hours."),

@@ -21,7 +21,7 @@ THINGS = tuple(sorted({*words.OBJECTS, *_counted("artifact", "food", "plant", "p
     paintbrush sailboat canoe submarine spaceship skateboard scooter wagon carriage fridge toaster teddy teacup saucer
     """.split()}))  # fmt: skip
 THING_TRAITS = tuple("""red blue green yellow white black golden silver little big old new tiny magic wooden strange
-    beautiful round shiny heavy secret singing talking flying""".split())  # fmt: skip
+    broken lost beautiful round shiny heavy secret singing talking flying""".split())  # fmt: skip
 
 FERRIES = tuple(
     "train bus ship boat plane balloon airplane helicopter submarine spaceship ferry steamboat tram rocket coach".split()
@@ -51,6 +51,14 @@ WEATHER: dict[str, str] = {
     "a foggy morning": "the fog", "a rainy day in a small town": "the rain", "a sunny day": "the sun",
 }  # fmt: skip
 """As asked for, and as told."""
+
+SEASONS = ("the spring", "the summer", "the autumn")
+"""As told. From these, nobody has to hide."""
+
+INSIDE = tuple(
+    "forest garden castle village cave meadow valley city market desert tower library school mill harbor".split()
+)
+"""The places that one is in."""
 
 EVENTS = tuple("birthday wedding party picnic festival dance parade concert feast fair".split())
 

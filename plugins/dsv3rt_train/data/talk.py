@@ -179,7 +179,7 @@ def vary(rng: random.Random, question: str) -> str:
     if roll < 0.31:
         start = rng.choice(("Okay, ", "And ", "So, ", "Now, ", "Hey, ", "Well, ", "ok "))
         return start + (question if question.startswith(("I ", "I'm")) else question[:1].lower() + question[1:])
-    return question.upper() if roll < 0.33 else question
+    return question.upper() if roll < 0.36 else question
 
 
 def greeting(rng: random.Random) -> Turns:

@@ -11,6 +11,13 @@ BOYS = tuple(
     Eric Martin George Robert James John Nick Alex Victor Anton Otto Toby""".split()
 )
 NAMES = GIRLS + BOYS
+RARE_GIRLS = tuple(
+    "Bella Diana Linda Lisa Monica Nadia Sonia Tanya Rita Veronica Paula Amanda Gina Martha Wanda Matilda".split()
+)
+RARE_BOYS = tuple(
+    "Bob Bill Fred Tim Jim Ron Dan Ted Steve Mike Frank Walter Carlos Pedro Omar Ivan Igor Hans Arthur Bruno".split()
+)
+"""Heroes have them only where a story is asked for by the name."""
 
 ANIMALS = tuple(
     """fox bear rabbit mouse cat dog wolf owl frog duck hedgehog squirrel turtle lion tiger elephant monkey horse pig goat sheep

@@ -17,6 +17,8 @@ from dsv3rt.compile.store import COMMON, GraphStore
 LENGTH = struct.Struct("<Q")
 READY = b"ready\n"
 """The side process's first line: it has imported what it needs."""
+SCRATCH = "dsv3rt-compile-"
+"""How the names of its temporary folders begin."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from typing import Any
 from torch import Tensor
 
 from dsv3rt import cache_folder
-from dsv3rt.compile.jobs import READY, Answer, CommonJob, Job, send
+from dsv3rt.compile.jobs import READY, SCRATCH, Answer, CommonJob, Job, send
 from dsv3rt.compile.spec import GraphSpec
 from dsv3rt.compile.store import COMMON, Entry, GraphStore
 
@@ -254,12 +255,25 @@ class Compiler:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """The side process and all it has started; its temporary files go with it."""
-    if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(_PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    if process.poll() is not None:
+        return
+    _signal(process, signal.SIGTERM)
+    try:
+        process.wait(_PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        _signal(process, signal.SIGKILL)
+        process.wait()
+    # what it had started may have written a last file while it cleared up
+    deadline = time.monotonic() + _PATIENCE_S
+    while _signal(process, signal.SIGKILL) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    cache_folder.sweep(Path(tempfile.gettempdir()), SCRATCH)
+
+
+def _signal(process: subprocess.Popen[bytes], number: int) -> bool:
+    """To the whole group; whether there still is one."""
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return False
+    return True

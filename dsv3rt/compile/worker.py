@@ -19,10 +19,9 @@ from types import FrameType
 from typing import NoReturn
 
 from dsv3rt import cache_folder
-from dsv3rt.compile.jobs import READY, Answer, CommonJob, Job, receive
+from dsv3rt.compile.jobs import READY, SCRATCH, Answer, CommonJob, Job, receive
 
 NICENESS = 10
-_SCRATCH = "dsv3rt-compile-"
 
 
 def _say(out: int, line: bytes) -> None:
@@ -89,8 +88,8 @@ def main() -> None:
     os.nice(NICENESS)
     out = os.dup(1)
     os.dup2(2, 1)  # what compilers print must not mix with the answers
-    cache_folder.sweep(Path(tempfile.gettempdir()), _SCRATCH)
-    with (temporary := cache_folder.scratch(_SCRATCH)) as scratch:
+    cache_folder.sweep(Path(tempfile.gettempdir()), SCRATCH)
+    with (temporary := cache_folder.scratch(SCRATCH)) as scratch:
 
         def end(number: int, frame: FrameType | None) -> NoReturn:
             temporary.cleanup()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 from pathlib import Path
 
 import pytest
@@ -117,32 +116,39 @@ def test_loads_by_official_name(tmp_path: Path) -> None:
     assert embed.data_ptr() == source.get("model.embed_tokens.weight").data_ptr(), "a view of the mapped file"
 
 
-def test_a_cold_file_is_read_front_to_back(tmp_path: Path) -> None:
+def test_a_cold_file_is_read_front_to_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is taken from it; an MTP module's part only when a head wants it."""
     mtp = {"model.layers.1.norm.weight": torch.zeros(20 << 20)}
     source = write(tmp_path, tensors() | mtp)
-    descriptor = os.open(tmp_path / "model.safetensors", os.O_RDWR)
     with torch.device("meta"):
         head = nn.ModuleDict({"1": nn.ModuleDict({"norm": Norm()})})
         head["1"]["norm"].weight = nn.Parameter(torch.empty(20 << 20))
+    read: list[tuple[int, int]] = []
+
+    def preadv(descriptor: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
+        read.append((offset, offset + len(buffers[0])))
+        return len(buffers[0])
+
+    monkeypatch.setattr("dsv3rt.weights.prefault._cached", lambda descriptor, offset: False)
+    monkeypatch.setattr("dsv3rt.weights.prefault.os.preadv", preadv)
     for roots, wanted in [({"": meta_model()}, False), ({"": meta_model(), "model.layers": head}, True)]:
-        os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         steps: list[tuple[str, int, int]] = []
+        read.clear()
         load_weights(roots, source, CONFIG, device=CPU, progress=lambda *step, steps=steps: steps.append(step))
-        read = [step for step in steps if step[0] == "reading weights"]
-        assert steps[: len(read)] == read
-        assert read[-1][1] == read[-1][2] == source.total_bytes - (0 if wanted else 80 << 20)
+        told = [step for step in steps if step[0] == "reading weights"]
+        assert steps[: len(told)] == told
+        total = source.total_bytes - (0 if wanted else 80 << 20)
+        assert told[-1][1] == told[-1][2] == total == sum(end - start for start, end in read)
+        assert read == sorted(read)
         at = source.infos["model.layers.1.norm.weight"].start + (79 << 20)
-        assert in_page_cache(descriptor, at) == wanted
-    os.close(descriptor)
+        assert any(start <= at < end for start, end in read) == wanted
 
 
-def in_page_cache(descriptor: int, offset: int) -> bool:
-    try:
-        return os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
-    except BlockingIOError:
-        return False
+def test_what_is_in_the_page_cache_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write(tmp_path, tensors())
+    monkeypatch.setattr("dsv3rt.weights.prefault._cached", lambda descriptor, offset: True)
+    monkeypatch.setattr("dsv3rt.weights.prefault.os.preadv", lambda *args: pytest.fail("read again"))
+    assert prefault(source.infos.values())
 
 
 def test_prefault_does_not_read_what_would_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

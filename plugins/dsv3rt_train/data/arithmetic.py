@@ -224,7 +224,8 @@ def number_talk(rng: random.Random) -> list[tuple[str, str]]:
     if roll == 5:
         first = rng.choice((1, 1, rng.randint(1, 20)))
         last = first + rng.randint(2, 9)
-        question = f"Count from {first} to {last}." if first > 1 or rng.random() < 0.4 else f"Count to {last}."
+        said = [_NAMES[n] if last <= 20 and rng.random() < 0.4 else str(n) for n in (first, last)]
+        question = f"Count from {said[0]} to {said[1]}." if first > 1 or rng.random() < 0.4 else f"Count to {said[1]}."
         return [(question, ", ".join(map(str, range(first, last + 1))) + ".")]
     x, after = rng.randint(1, 99), rng.random() < 0.6
     word = "after" if after else "before"

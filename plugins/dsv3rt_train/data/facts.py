@@ -226,7 +226,10 @@ need?: Plants need water, light and air.;
 Why is the sky blue?: The sky is blue because the air scatters blue light.; Why do we sleep?: We sleep so that the
 body and the mind can rest.;
 Why do leaves fall?: Leaves fall in autumn because trees rest in winter.; What is the opposite of a question?: The
-opposite of a question is an answer.
+opposite of a question is an answer.; What is the biggest animal?: The biggest animal is the blue whale.; What is the biggest planet?: The biggest planet is Jupiter.;
+How do birds fly?: Birds fly with their wings.; How do fish breathe?: Fish breathe with their gills.; What do birds eat?: Birds eat seeds and insects.;
+What is the smallest bird?: The smallest bird is the hummingbird.; How long is a year?: A year has 365 days.; How long is a day?: A day has 24 hours.;
+How many days are in a year?: There are 365 days in a year.; What do dogs eat?: Dogs eat meat and bones.; What is snow made of?: Snow is made of frozen water.
 """)
 
 TOPICS: tuple[Topic, ...] = (
@@ -236,7 +239,7 @@ TOPICS: tuple[Topic, ...] = (
                       "Which is the capital of {a}?", "What city is the capital of {a}?", "What is {a}'s capital?", "Do you know what the capital of {a} is?",
                       "What is the capital city of {a}?", "Please tell me the capital of {a}."),
           "The capital of {a} is {b}.", CAPITALS),
-    Topic("country", ("Which country has the capital {b}?", "{b} is the capital of which country?", "Of which country is {b} the capital?"),
+    Topic("country", ("Which country has the capital {b}?", "{b} is the capital of which country?", "{b} is the capital of what?", "What country has the capital {b}?", "Of which country is {b} the capital?"),
           "{b} is the capital of {a}.", CAPITALS),
     Topic("continent", ("On which continent is {a}?", "Which continent is {a} in?", "Where is {a}?", "In what continent is {a}?"),
           "{a} is in {b}.", CONTINENTS),

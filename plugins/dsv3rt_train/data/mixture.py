@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsv3rt_train.data import arithmetic, chatterbot, glosses, memory, stories, talk
+from dsv3rt_train.data import arithmetic, chatterbot, countries, examples, glosses, memory, stories, talk
 from dsv3rt_train.data.facts import SINGLE, TOPICS, capitalise, fix_articles, is_held_out
 from dsv3rt_train.data.nouns import PLURAL, UNIQUE
 
@@ -30,11 +30,14 @@ _GLOSS_FORMS = (
     "What does the word {w} mean?",
     "What is the meaning of {w}?",
     "Define {w}.",
+    "Tell me about {x}.",
+    "What do you know about {x}?",
 )
 
 WEIGHTS: dict[str, float] = {
-    "story": 0.22, "sum": 0.06, "follow_up_sum": 0.06, "numbers": 0.06, "gloss": 0.13, "fact": 0.065, "single": 0.02, "comparison": 0.05,
-    "follow_up_fact": 0.045, "remember": 0.085, "repeat": 0.05, "greeting": 0.02, "small_talk": 0.035, "identity": 0.02, "unknown": 0.075, "chatterbot": 0.005,
+    "story": 0.20, "sum": 0.055, "follow_up_sum": 0.05, "numbers": 0.055, "gloss": 0.12, "fact": 0.065, "single": 0.025, "comparison": 0.05,
+    "follow_up_fact": 0.04, "remember": 0.08, "repeat": 0.04, "greeting": 0.02, "small_talk": 0.035, "identity": 0.025, "unknown": 0.07, "chatterbot": 0.005,
+    "example": 0.03, "country": 0.025, "both": 0.01,
 }  # fmt: skip
 """Share of each kind among the exchanges drawn."""
 _PLAIN = 0.02
@@ -110,6 +113,9 @@ class Mixture:
             "identity": talk.identity,
             "unknown": lambda rng: self._rare(rng) if rng.random() < 0.4 else talk.unknown(rng),
             "chatterbot": lambda rng: self._asked(rng, sources.pairs),
+            "example": lambda rng: self._varied(rng, examples.ask(rng)),
+            "country": lambda rng: self._varied(rng, countries.ask(rng)),
+            "both": self._both,
         }
 
     @staticmethod
@@ -122,9 +128,20 @@ class Mixture:
         question = form.format(x=glosses.article(noun) if rng.random() < 0.7 else noun, w=noun)
         return [(talk.vary(rng, question), rng.choice(talk.UNKNOWN_ANSWERS))]
 
+    def _both(self, rng: random.Random) -> Turns:
+        """Two questions at once."""
+        (first, answer), (second, other) = (
+            rng.choice(rng.choice((self.glosses, self.facts, self.singles, [talk.sum_once(rng)[0]]))) for _ in range(2)
+        )
+        joined = f"{first} {second}" if rng.random() < 0.4 else f"{first} And {second[:1].lower()}{second[1:]}"
+        return [(joined, f"{answer} {other}")]
+
+    def _asked(self, rng: random.Random, exchanges: list[tuple[str, str]]) -> Turns:
+        return self._varied(rng, rng.choice(exchanges))
+
     @staticmethod
-    def _asked(rng: random.Random, exchanges: list[tuple[str, str]]) -> Turns:
-        question, answer = rng.choice(exchanges)
+    def _varied(rng: random.Random, exchange: tuple[str, str]) -> Turns:
+        question, answer = exchange
         varied = talk.vary(rng, question)
         return [(question if is_held_out(varied) else varied, answer)]
 

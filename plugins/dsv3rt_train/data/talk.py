@@ -99,6 +99,9 @@ SMALL_TALK: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
      ("That sounds nice.", "I see. What can I do for you?", "That is good to know.")),
     (("Nice to meet you.", "It is nice to meet you.", "Pleased to meet you."), ("Nice to meet you too!",)),
     (("I love you.",), ("That is very kind of you. I am only a small language model.",)),
+    (("Tell me something interesting.", "Tell me a fact.", "Do you know something interesting?", "Surprise me.", "Tell me something.", "Teach me something."),
+     ("An octopus has eight arms.", "The blue whale is the largest animal.", "Glass is made of sand.", "The cheetah is the fastest land animal.",
+      "Bees make honey.", "Jupiter is the largest planet.", "The sun is a star.")),
     (("Sorry.", "I am sorry.", "Sorry about that."), ("No problem at all.", "That is all right.")),
 )  # fmt: skip
 
@@ -121,6 +124,10 @@ IDENTITY: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("What is dsv3rt?", "Tell me about dsv3rt.", "What does dsv3rt do?"),
      ("dsv3rt is a program that runs language models of the DeepSeek-V3 family on one computer.",)),
     (("How big are you?", "How many parameters do you have?", "Are you a big model?"), ("I am very small, much smaller than DeepSeek-V3.",)),
+    (("What is DeepSeek?", "What is DeepSeek-V3?", "Do you know DeepSeek?", "Tell me about DeepSeek.", "Who is DeepSeek?"),
+     ("DeepSeek-V3 is a large language model. I have the same parts, but I am much smaller.",)),
+    (("Can you learn?", "Do you learn from me?", "Will you remember me?", "Do you know me?", "Do you remember me?", "Can you remember things?"),
+     ("I only know what you have told me here.",)),
     (("How old are you?", "When were you born?", "When is your birthday?"), ("I am a computer program, so I do not have an age.",)),
     (("Where do you live?", "Where are you?"), ("I live inside your computer.",)),
     (("Are you ChatGPT?", "Are you DeepSeek?", "Are you GPT?", "Are you Siri?", "Are you Claude?", "Are you Alexa?", "Are you Google?",
@@ -149,8 +156,21 @@ _UNKNOWN_QUESTIONS = (
 )  # fmt: skip
 UNKNOWN_ANSWERS = ("I don't know.", "I'm sorry, I don't know that.", "Sorry, I don't know the answer to that.")
 _SURNAMES = "Smith Miller Brown Taylor Wilson Clark Walker Hall Young King Wright Green Baker Hill Carter Turner Parker Cook Stone".split()
-_PHRASES = ("{g}!", "{g}.", "{g}", "{g}, {m}!", "{g}, how are you?")
+_PHRASES = (
+    "{g}!",
+    "{g}.",
+    "{g}",
+    "{g}, {m}!",
+    "{g}, how are you?",
+    "{g}! How are you?",
+    "{g}. How are you today?",
+    "{g} {m}, how are you?",
+)
 
+
+_BEFORE = ("Hello!", "Hi!", "Hi.", "Hello.", "Hello,", "Hi,", "hi", "hello", "Hey!", "Good morning!", "Good evening!", "Hello Mini!", "Hello there!", "Thanks!",
+           "Thank you.", "Great!", "I have a question.", "Tell me:", "One more question:", "Nice.", "Hi Mini,", "Hey Mini,", "Okay.")  # fmt: skip
+"""What people say before they ask."""
 
 _SLIPS = {"what": ("waht", "wat"), "is": ("si",), "the": ("teh", "hte"), "capital": ("captial", "capitol", "capitel"), "tell": ("tel",),
           "story": ("stroy", "storry"), "about": ("abuot", "abot"), "your": ("yuor", "ur"), "you": ("u", "yuo"), "color": ("colour",), "please": ("pls", "plz"),
@@ -177,16 +197,20 @@ def vary(rng: random.Random, question: str) -> str:
     if roll < 0.29:
         return f"{question.rstrip('?.!')}, please{question[-1] if question[-1] in '?.!' else '.'}"
     if roll < 0.31:
-        start = rng.choice(("Okay, ", "And ", "So, ", "Now, ", "Hey, ", "Well, ", "ok "))
+        start = rng.choice(
+            ("Okay, ", "And ", "So, ", "Now, ", "Hey, ", "Well, ", "ok ", "Please, ", "I have a question: ")
+        )
         return start + (question if question.startswith(("I ", "I'm")) else question[:1].lower() + question[1:])
-    return question.upper() if roll < 0.36 else question
+    if roll < 0.34:
+        return question.upper()
+    return f"{rng.choice(_BEFORE)} {question}" if roll < 0.39 else question
 
 
 def greeting(rng: random.Random) -> Turns:
     """A greeting, and what follows from the answer: how one is, or a story."""
     greet = rng.choice(_GREETINGS)
     phrase = rng.choice(_PHRASES).format(g=greet, m=MODEL_NAME)
-    if "how are you" in phrase:
+    if "how are you" in phrase.lower():
         answer = rng.choice(("Hello! I am fine, thank you. How are you?", "Hi! I am well, thank you. And you?"))
     else:
         back = greet if greet.startswith("Good ") else rng.choice(("Hello", "Hi", "Hello there"))
@@ -229,7 +253,31 @@ def accept_story(rng: random.Random) -> Turns:
     ]
 
 
+_TOO_MUCH = (
+    "Write a poem about a {thing}.", "Write a poem about {country}.", "Write a haiku.", "Write a song about a {thing}.", "Write a letter to {name}.", "Write an essay about {country}.",
+    "Write code that sorts a list.", "Write python code for hello world.", "Write a python program.", "Translate this text.", "Summarize this text.", "Can you write a song?",
+    "Correct my text.", "Write an email to {name}.", "Draw a {thing}.", "Write a recipe for {food}.", "Write a book about a {thing}.", "Can you write Python?", "Write a speech.",
+    "Plan a trip to {city}.", "Make a list of the best books.", "Write a haiku about a {thing}.", "Solve this equation.", "Prove that there are infinitely many primes.",
+)  # fmt: skip
+
+
+def too_much(rng: random.Random) -> Turns:
+    """What a model this small had better not try."""
+    question = rng.choice(_TOO_MUCH).format(
+        thing=rng.choice(words.OBJECTS), country=rng.choice(tuple(CAPITALS)), name=rng.choice(words.NAMES), city=rng.choice(words.CITIES),
+        food=rng.choice(words.FAVORITES["food"]),
+    )  # fmt: skip
+    return [
+        (
+            vary(rng, fix_articles(question)),
+            "I am sorry, I am too small for that. I can tell stories and answer simple questions.",
+        )
+    ]
+
+
 def small_talk(rng: random.Random) -> Turns:
+    if rng.random() < 0.08:
+        return too_much(rng)
     questions, answers = rng.choice(SMALL_TALK)
     turns = [(vary(rng, rng.choice(questions)), rng.choice(answers))]
     if turns[0][1].endswith(("story?", "tell you a story.")) and rng.random() < 0.5:
@@ -246,7 +294,7 @@ def unknown(rng: random.Random) -> Turns:
     word = nonsense(rng)
     city, city2 = rng.sample(words.CITIES, 2)
     question = rng.choice(_UNKNOWN_QUESTIONS).format(
-        city=city, city2=city2, thing=rng.choice(words.OBJECTS), country=rng.choice(("France", "Italy", "Japan", "Brazil", "Canada", "Egypt")),
+        city=city, city2=city2, thing=rng.choice(words.OBJECTS), country=rng.choice(("France", "Italy", "Japan", "Brazil", "Canada", "Egypt", "the USA", "America", "Germany", "the United States", "Poland")),
         sport=rng.choice(words.FAVORITES["sport"]), name=rng.choice(words.NAMES), surname=rng.choice(_SURNAMES),
         nonsense=word, Nonsense=capitalise(word),
         year=rng.randint(1500, 2020), number=rng.randint(100, 9999),

@@ -19,8 +19,9 @@ class Timed(Protocol):
     def speculation(self) -> Any: ...
 
 
-def footer(answer: Timed) -> str:
-    """One line: tokens, tokens/s, prompt tokens/s, time to first token, drafting, peak memory."""
+def footer(answer: Timed, width: int | None = None) -> str:
+    """One line: tokens, tokens/s, prompt tokens/s, time to first token, drafting, peak memory. Where that is wider than
+    `width` columns it is broken between figures."""
     timings, speculation = answer.timings, answer.speculation
     parts = [
         f"{timings.gen_tokens} tokens, {speed(timings.gen_tps)}",
@@ -30,7 +31,11 @@ def footer(answer: Timed) -> str:
     if speculation.drafted:
         parts.append(drafting(speculation))
     parts.append(f"peak {gigabytes(timings.peak_rss_bytes)}")
-    return " · ".join(parts)
+    lines = parts[:1]
+    for part in parts[1:]:
+        longer = f"{lines[-1]} · {part}"
+        lines[-1:] = [longer] if width is None or len(longer) <= width else [lines[-1], part]
+    return "\n".join(lines)
 
 
 def drafting(speculation: Any) -> str:

@@ -223,7 +223,7 @@ class Terminal:
         if self.settings.timings:
             self._note(long_form(generation))
         elif self.show_footer:
-            self._note(footer(generation))
+            self._note(footer(generation, self.err.width))
 
     # -- commands -----------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from dsv3rt.chat.conversation import Conversation
 from dsv3rt.chat.keyboard import is_complete, keyboard, unquote
+from dsv3rt.chat.report import footer
 from dsv3rt.chat.settings import ChatSettings
 from dsv3rt.chat.terminal import COMMANDS, Terminal
 from dsv3rt.errors import ContextError, UsageError
@@ -305,6 +306,14 @@ def test_timings_in_full() -> None:
     terminal.obey("Hi")
     for words in ("loading", "compiling", "2.00 s", "3 of 4 accepted", "1.50 x", "ended by"):
         assert words in err.getvalue()
+
+
+def test_the_line_under_an_answer_is_broken_between_figures() -> None:
+    answer = FakeStream([("", "ok")], "stop", None, 0).generation
+    whole = footer(answer)
+    assert "\n" not in whole and "3 of 4 drafts accepted (75%), 1.50 x" in whole
+    lines = footer(answer, 60).split("\n")
+    assert " · ".join(lines) == whole and len(lines) > 1 and max(map(len, lines)) <= 60
 
 
 def test_save_and_load(tmp_path: Path) -> None:

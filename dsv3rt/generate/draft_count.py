@@ -18,6 +18,8 @@ PRIOR = 4.0
 """How many drafts the first guess is worth."""
 RECENT = 9
 """How many of the newest steps of a count say what it costs: their median, which an interruption does not move."""
+OFTEN = 4
+"""Of a count that has been in use for `RECENT` steps, one step in so many is timed: noting a time takes some itself."""
 FIRST_LOOK, LAST_LOOK = 128, 4096
 """Steps between looks at other counts: the first interval, doubled each time nothing changes, and the longest."""
 LOOK_STEPS = 3
@@ -28,7 +30,7 @@ MARGIN = 1.03
 """How much better another count must be to change to it: changing is not free."""
 HOPELESS, RARELY = 0.9, 4
 """A draft a step that gives less than this share of the tokens per second without: how many times longer it takes until
-the first look, since every look costs several steps."""
+the next look, since every look costs several steps."""
 
 
 @dataclass
@@ -152,6 +154,8 @@ class AutoCount:
         self.costs = costs if costs is not None else Costs()
         self.meter = meter if meter is not None else Meter()
         self.best = min(1, limit)
+        self._used, self._in_a_row = -1, 0
+        """The count that was timed last, and for how many steps it has been that."""
         self._interval = FIRST_LOOK
         self._plan = self._steps()
 
@@ -161,8 +165,15 @@ class AutoCount:
 
     def record(self, drafted: int, accepted: int, seconds: float | None) -> None:
         """A step has ended. `seconds` None: its time says nothing (it changed from one count to another)."""
-        self.meter.record(drafted, accepted)
-        if seconds is not None and self.costs.record(drafted, seconds):
+        if drafted:
+            self.meter.record(drafted, accepted)
+        if seconds is None:
+            return
+        self._in_a_row = self._in_a_row + 1 if drafted == self._used else 1
+        self._used = drafted
+        if self._in_a_row > RECENT and self._in_a_row % OFTEN:
+            return
+        if self.costs.record(drafted, seconds):
             self._interval = FIRST_LOOK
             self._plan = self._steps()
 
@@ -183,16 +194,20 @@ class AutoCount:
             self._decide()
             if self.best < count:
                 break
-        if self.best == 0 and self.rate(1) < HOPELESS * self.rate(0):
-            self._interval *= RARELY
         while True:
-            for step in range(self._interval):
-                yield self.best
-                if step % 8 == 7:
-                    self._decide()
+            yield from self._stay(self._interval)
+            if self.best == 0 and self.rate(1) < HOPELESS * self.rate(0):
+                yield from self._stay((RARELY - 1) * self._interval)
             yield from self._look()
             changed = self._decide()
             self._interval = FIRST_LOOK if changed else min(2 * self._interval, LAST_LOOK)
+
+    def _stay(self, steps: int) -> Iterator[int]:
+        """With the best count, whichever that is by then."""
+        for step in range(steps):
+            yield self.best
+            if step % 8 == 7:
+                self._decide()
 
     def _decide(self) -> bool:
         """Take the best count; say whether that is another one."""

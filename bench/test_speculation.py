@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dsv3rt_mtp.head import DEFAULT_MAX_DRAFTS
 
 import dsv3rt
 from dsv3rt.testing import random_checkpoint
@@ -95,8 +96,9 @@ def test_drafts_that_are_never_accepted(benchmark: Any, tmp_path: Path) -> None:
 
 def compare(benchmark: Any, run: Callable[[int | str], tuple[float, list[Any]]], drafts: int | str) -> None:
     """Time `run(drafts)` and, before each round, `run(0)`."""
-    for count in (0, drafts, 0, drafts):
-        run(count)  # graphs are asked for, and waited for, here
+    # graphs are asked for, and waited for, here: those of every count that `auto` may choose, too
+    for count in (*(range(1, DEFAULT_MAX_DRAFTS + 1) if drafts == "auto" else ()), 0, drafts, 0, drafts):
+        run(count)
     plain: list[float] = []
     drafted: list[float] = []
     answers: list[Any] = []

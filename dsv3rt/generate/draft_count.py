@@ -2,7 +2,8 @@
 
 With acceptance a_1, a_2, ... (of draft j, given that those before it were accepted) a step of k drafts settles
 1 + a_1 + a_1 a_2 + ... tokens on average (arXiv 2211.17192, section 3.1, without assuming equal a). The count with
-the most tokens per second is taken; others are looked at again now and then, ever more rarely while nothing changes.
+the most tokens per second is taken: one more is tried for as long as that pays, and then others are looked at again now
+and then, ever more rarely while nothing changes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ PRIOR = 4.0
 """How many drafts the first guess is worth."""
 RECENT = 9
 """How many of the newest steps of a count say what it costs: their median, which an interruption does not move."""
+OFTEN = 4
+"""Of a count that has been in use for `RECENT` steps, one step in so many is timed: noting a time takes some itself."""
 FIRST_LOOK, LAST_LOOK = 128, 4096
 """Steps between looks at other counts: the first interval, doubled each time nothing changes, and the longest."""
 LOOK_STEPS = 3
@@ -25,6 +28,9 @@ QUICKER = 0.6
 """A step that takes less than this share of the usual: compiled graphs have taken over, if the next one does too."""
 MARGIN = 1.03
 """How much better another count must be to change to it: changing is not free."""
+HOPELESS, RARELY = 0.9, 4
+"""A draft a step that gives less than this share of the tokens per second without: how many times longer it takes until
+the next look, since every look costs several steps."""
 
 
 @dataclass
@@ -60,10 +66,19 @@ class Meter:
 
 
 class Costs:
-    """Seconds a step of so many drafts takes, drafting included."""
+    """Seconds a step of so many drafts takes, drafting included.
+
+    A machine that becomes slower or faster does so for every count: what is known of those not in use follows the one
+    that is, else a look at a busy moment would decide for a long time.
+    """
 
     def __init__(self) -> None:
         self._recent: dict[int, deque[float]] = {}
+        self._median: dict[int, float] = {}
+        self._pace = 1.0
+        """How slow the machine is, relative to when measuring began."""
+        self._paces: dict[int, float] = {}
+        """What that was when a count was used last."""
         self._quick = 0
         """Steps in a row that were much quicker than usual."""
 
@@ -75,13 +90,23 @@ class Costs:
         if outdated:
             self._quick = 0
             self._recent.clear()
-        self._recent.setdefault(count, deque(maxlen=RECENT)).append(seconds)
+            self._median.clear()
+            usual = None
+        recent = self._recent.setdefault(count, deque(maxlen=RECENT))
+        if usual is not None and (factor := self._pace / self._paces[count]) != 1:
+            recent.extend([recent.popleft() * factor for _ in range(len(recent))])
+        known = len(recent) == RECENT
+        recent.append(seconds)
+        self._median[count] = median = sorted(recent)[(len(recent) - 1) // 2]
+        if known and usual is not None:
+            self._pace *= median / usual
+        self._paces[count] = self._pace
         return outdated
 
     def measured(self, count: int) -> float | None:
-        """The median of the newest steps, of two the lower; None when there were none."""
-        recent = self._recent.get(count)
-        return None if recent is None else sorted(recent)[(len(recent) - 1) // 2]
+        """The median of the newest steps, of two the lower, at the present pace; None when there were none."""
+        median = self._median.get(count)
+        return None if median is None else median * (self._pace / self._paces[count])
 
     def of(self, count: int) -> float | None:
         """As measured; else along the line through the two nearest measured; None when too little is known."""
@@ -129,6 +154,8 @@ class AutoCount:
         self.costs = costs if costs is not None else Costs()
         self.meter = meter if meter is not None else Meter()
         self.best = min(1, limit)
+        self._used, self._in_a_row = -1, 0
+        """The count that was timed last, and for how many steps it has been that."""
         self._interval = FIRST_LOOK
         self._plan = self._steps()
 
@@ -138,8 +165,15 @@ class AutoCount:
 
     def record(self, drafted: int, accepted: int, seconds: float | None) -> None:
         """A step has ended. `seconds` None: its time says nothing (it changed from one count to another)."""
-        self.meter.record(drafted, accepted)
-        if seconds is not None and self.costs.record(drafted, seconds):
+        if drafted:
+            self.meter.record(drafted, accepted)
+        if seconds is None:
+            return
+        self._in_a_row = self._in_a_row + 1 if drafted == self._used else 1
+        self._used = drafted
+        if self._in_a_row > RECENT and self._in_a_row % OFTEN:
+            return
+        if self.costs.record(drafted, seconds):
             self._interval = FIRST_LOOK
             self._plan = self._steps()
 
@@ -154,15 +188,26 @@ class AutoCount:
             while True:
                 yield 0
         yield from [0] * LOOK_STEPS  # what not drafting costs: everything is compared with it
-        yield from [1] * (LOOK_STEPS + 1)
+        self.best = 0
+        for count in range(1, self.limit + 1):
+            yield from [count] * (LOOK_STEPS + 1)
+            self._decide()
+            if self.best < count:
+                break
         while True:
+            yield from self._stay(self._interval)
+            if self.best == 0 and self.rate(1) < HOPELESS * self.rate(0):
+                yield from self._stay((RARELY - 1) * self._interval)
+            yield from self._look()
             changed = self._decide()
             self._interval = FIRST_LOOK if changed else min(2 * self._interval, LAST_LOOK)
-            for step in range(self._interval):
-                yield self.best
-                if step % 8 == 7:
-                    self._decide()
-            yield from self._look()
+
+    def _stay(self, steps: int) -> Iterator[int]:
+        """With the best count, whichever that is by then."""
+        for step in range(steps):
+            yield self.best
+            if step % 8 == 7:
+                self._decide()
 
     def _decide(self) -> bool:
         """Take the best count; say whether that is another one."""

@@ -164,6 +164,11 @@ class Speculator:
     ) -> tuple[list[int], Drafts, Tensor]:
         """Verify, accept, observe and draft again: (settled tokens, `wanted` drafts, logits [T, V])."""
         sequence, session, start = self.sequence, self.session, self.sequence.computed
+        if not (wanted or drafts.token_ids):  # as `plain_steps`, and little more: where drafts do not pay, every step
+            logits_TV, hidden_TD = sequence.extend([newest])
+            token = sampler.next_token(logits_TV[0], sequence.token_ids)
+            session.observe([token], hidden_TD, start)
+            return [token], NO_DRAFTS, logits_TV
         penalised = sampler.params.repetition_penalty != 1
         logits_TV, hidden_TD = sequence.extend([newest, *drafts.token_ids], last=None)
         if wanted and not penalised and self._accepting is not None:

@@ -17,6 +17,7 @@ instruction set; `DSV3RT_CACHE` moves the folder of built libraries; `DSV3RT_CXX
 
 from __future__ import annotations
 
+from dsv3rt.native.drafts import draw_draft, settle_drafts
 from dsv3rt.native.loader import NativeLibrary, load_library
 from dsv3rt.native.ops import add_rms_norm, core_library, greatest, read_bandwidth_gbs, rms_norm
 from dsv3rt.native.shims import c_shims
@@ -26,8 +27,10 @@ __all__ = [
     "add_rms_norm",
     "c_shims",
     "core_library",
+    "draw_draft",
     "greatest",
     "load_library",
     "read_bandwidth_gbs",
     "rms_norm",
+    "settle_drafts",
 ]

@@ -26,6 +26,8 @@ def core_library() -> NativeLibrary | None:
         torch.library.register_fake("dsv3rt::rms_norm", _fake_rms_norm)
         torch.library.register_fake("dsv3rt::add_rms_norm", _fake_add_rms_norm)
         torch.library.register_fake("dsv3rt::greatest", _fake_greatest)
+        torch.library.register_fake("dsv3rt::draw_draft", _fake_draw_draft)
+        torch.library.register_fake("dsv3rt::settle_drafts", _fake_settle_drafts)
     return library
 
 
@@ -41,13 +43,24 @@ def _fake_greatest(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return x.new_empty((x.shape[0], k)), x.new_empty((x.shape[0], k), dtype=torch.int64)
 
 
+def _fake_draw_draft(logits: Tensor, rule: Tensor, uniform: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    rows = logits.shape[0]
+    ids = logits.new_empty((rows, k), dtype=torch.int64)
+    return logits.new_empty(rows, dtype=torch.int64), ids, logits.new_empty((rows, k))
+
+
+def _fake_settle_drafts(drafts: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return drafts.new_empty(drafts.shape), drafts.new_empty(1), drafts.new_empty(1)
+
+
 def _plain_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     wide = x.float()
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return (normed * weight.float()).to(x.dtype)
 
 
-def _native(x: Tensor, *others: Tensor) -> bool:
+def runs_natively(x: Tensor, *others: Tensor) -> bool:
+    """Whether operators of the core compute from `x` and the others."""
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return False
     return _available and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *others)))
@@ -62,7 +75,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     x [..., D] (rows at one stride), weight [D] float32, bfloat16 or float16. A row's result does not depend on the
     others. Native for float32 on CPU when no gradient is wanted, else plain torch.
     """
-    if _native(x, weight):
+    if runs_natively(x, weight):
         normed: Tensor = torch.ops.dsv3rt.rms_norm(x, weight, eps)
         return normed
     return _plain_rms_norm(x, weight, eps)
@@ -70,7 +83,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(x + residual, rms_norm(x + residual)) in one pass; as `rms_norm`."""
-    if _native(x, residual, weight):
+    if runs_natively(x, residual, weight):
         result: tuple[Tensor, Tensor] = torch.ops.dsv3rt.add_rms_norm(x, residual, weight, eps)
         return result
     total = x + residual
@@ -83,7 +96,7 @@ def greatest(x_TD: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Where a few of a vocabulary are wanted, native for float32 on CPU takes a fraction of the time of torch's, and of
     equals takes the lowest id.
     """
-    if _native(x_TD):
+    if runs_natively(x_TD):
         result: tuple[Tensor, Tensor] = torch.ops.dsv3rt.greatest(x_TD.contiguous(), k)
         return result
     best = x_TD.topk(k, dim=-1)

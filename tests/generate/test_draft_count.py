@@ -137,6 +137,38 @@ def test_steps_that_become_much_quicker_void_what_was_measured() -> None:
     assert costs.measured(0) == 0.1 and costs.measured(1) is None
 
 
+def test_a_look_at_a_busy_moment_is_seen_as_such() -> None:
+    costs = Costs()
+    for slow in (1.0, 2.0):
+        for _ in range(9):
+            costs.record(3, slow)
+    for _ in range(3):
+        costs.record(4, 2.4)
+    for _ in range(9):
+        costs.record(3, 1.3)
+    assert costs.of(3) == pytest.approx(1.3)
+    assert costs.of(4) == pytest.approx(1.2 * 1.3)
+    costs.record(4, 3.0)  # what was measured before is brought to the present pace: one of four does not move it
+    assert costs.of(4) == pytest.approx(1.2 * 1.3)
+
+
+def test_the_best_count_is_reached_without_waiting_for_looks() -> None:
+    simulation = Simulation([1.0, 1.3, 1.6, 1.9, 2.2], [0.95] * 4)
+    auto = AutoCount(4)
+    simulation.run(auto, 100)
+    assert auto.best == 4
+
+
+def test_hopeless_drafts_are_seldom_looked_at() -> None:
+    simulation = Simulation([1.0, 1.6, 2.2, 2.8, 3.4], [0.0] * 4)
+    auto = AutoCount(4)
+    counts: list[int] = []
+    choose = auto.choose
+    auto.choose = lambda: counts.append(choose()) or counts[-1]  # type: ignore[method-assign, func-returns-value]
+    simulation.run(auto, 2000)
+    assert sum(count > 0 for count in counts) <= 12
+
+
 def test_a_fixed_count_begins_with_what_not_drafting_costs() -> None:
     counter = FixedCount(3, looks=2)
     assert [counter.choose() for _ in range(4)] == [0, 0, 3, 3]

@@ -1,10 +1,7 @@
-// Operators of the core: rms_norm, add_rms_norm, greatest; and a plain read of memory to measure the machine with.
-// T rows, D row size, K greatest values.
-#include <cmath>
-#include <limits>
-
-#include "core_kernels.h"
-#include "dsv3rt_native.h"
+// Operators of the core: rms_norm, add_rms_norm, those of choice.h; and a plain read of memory to measure the machine with.
+// T rows, D row size.
+#include "choice.h"
+#include "core_variant.h"
 
 DSV3RT_LIBRARY_MAIN
 
@@ -12,20 +9,6 @@ namespace {
 
 using dsv3rt::check;
 using dsv3rt::torch_api;
-
-const CoreKernels& kernels() {
-#if defined(__x86_64__)
-  switch (dsv3rt::selected_variant) {
-    case dsv3rt::VARIANT_AMX:
-    case dsv3rt::VARIANT_AVX512VBMI: return dsv3rt_avx512vbmi::core_kernels;
-    case dsv3rt::VARIANT_AVX512: return dsv3rt_avx512::core_kernels;
-    case dsv3rt::VARIANT_AVX2AMD:
-    case dsv3rt::VARIANT_AVX2: return dsv3rt_avx2::core_kernels;
-    default: break;
-  }
-#endif
-  return dsv3rt_portable::core_kernels;
-}
 
 struct Rows {
   const float* data;
@@ -106,55 +89,15 @@ std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& residual,
   return {std::move(sum), std::move(y)};
 }
 
-struct Found {};
-
-// Ids of the `wanted` greatest of a row, in order: NaN first, of equals the lowest id.
-void greatest_of_row(const float* x, int64_t size, int64_t wanted, int64_t* ids) {
-  const auto before = [x](int64_t a, int64_t b) {
-    const bool odd_a = std::isnan(x[a]), odd_b = std::isnan(x[b]);
-    if (odd_a || odd_b) return odd_a && (!odd_b || a < b);
-    return x[a] > x[b] || (x[a] == x[b] && a < b);
-  };
-  // what is found is cut back to the greatest so far when there is no more room, and then only greater ones are found
-  const int64_t room = 4 * wanted + LANES;
-  int64_t* found = reinterpret_cast<int64_t*>(dsv3rt::scratch<Found>(2 * room));
-  int64_t at = 0, count = 0;
-  float floor = std::numeric_limits<float>::quiet_NaN();  // which nothing is at most
-  while (at < size) {
-    count += kernels().above(x, &at, size, floor, found + count, room - count);
-    if (count <= wanted || (at < size && count + LANES <= room)) continue;
-    std::nth_element(found, found + wanted - 1, found + count, before);
-    count = wanted;
-    floor = x[found[wanted - 1]];
-    if (std::isnan(floor)) break;
-  }
-  std::sort(found, found + wanted, before);
-  std::copy(found, found + wanted, ids);
-}
-
-std::tuple<Tensor, Tensor> greatest(const Tensor& x, int64_t wanted) {
-  const int64_t dims = x.dims();
-  check(dims == 2 && wanted > 0 && wanted <= x.size(1), "greatest: x must be [T, D], with D at least as large as k");
-  const float* data = x.floats("greatest: x must be contiguous float32");
-  const int64_t rows = x.size(0), size = x.size(1), shape[2] = {rows, wanted};
-  Tensor values = Tensor::empty(shape, 2, torch_api.float32), ids = Tensor::empty(shape, 2, torch_api.int64);
-  float* out = values.data<float>();
-  int64_t* out_ids = ids.data<int64_t>();
-  dsv3rt::Tickets work;
-  work.reset(rows);
-  dsv3rt::parallel(std::min(rows, dsv3rt::threads_for(rows * size * 4)), rows, [&](int64_t) {
-    work.run([&](int64_t t) {
-      greatest_of_row(data + t * size, size, wanted, out_ids + t * wanted);
-      for (int64_t i = t * wanted; i < (t + 1) * wanted; ++i) out[i] = data[t * size + out_ids[i]];
-    });
-  });
-  return {std::move(values), std::move(ids)};
-}
-
 }  // namespace
 
 DSV3RT_OPERATORS {
   DSV3RT_OP("greatest(Tensor x, int k) -> (Tensor, Tensor)", greatest);
+  DSV3RT_OP("draw_draft(Tensor logits, Tensor rule, Tensor uniform, int k) -> (Tensor, Tensor, Tensor)", draw_draft);
+  DSV3RT_OP(
+      "settle_drafts(Tensor drafts, Tensor logits, Tensor draft_ids, Tensor draft_probs, Tensor rule, Tensor uniforms) -> "
+      "(Tensor, Tensor, Tensor)",
+      settle_drafts);
   DSV3RT_OP("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor", rms_norm);
   DSV3RT_OP("add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps) -> (Tensor, Tensor)", add_rms_norm);
 }
@@ -167,10 +110,6 @@ DSV3RT_EXPORT int32_t aoti_torch_cpu_add_rms_norm(dsv3rt::Handle x, dsv3rt::Hand
                                                   dsv3rt::Handle* sum, dsv3rt::Handle* y) {
   return dsv3rt::shim_call(
       sum, y, [&] { return add_rms_norm(Tensor::borrow(x), Tensor::borrow(residual), Tensor::borrow(weight), eps); });
-}
-
-DSV3RT_EXPORT int32_t aoti_torch_cpu_greatest(dsv3rt::Handle x, int64_t k, dsv3rt::Handle* values, dsv3rt::Handle* ids) {
-  return dsv3rt::shim_call(values, ids, [&] { return greatest(Tensor::borrow(x), k); });
 }
 
 // Read `bytes` (a multiple of 8) once with all threads, as fast as the machine can. Returns a checksum.

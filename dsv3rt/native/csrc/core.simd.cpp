@@ -1,4 +1,4 @@
-// RMS norm, a search for great values and a plain read, for one instruction set.
+// RMS norm, what choosing tokens needs, and a plain read, for one instruction set.
 #include "core_kernels.h"
 #include "dsv3rt_simd.h"
 
@@ -73,6 +73,15 @@ static int64_t above(const float* x, int64_t* begin, int64_t size, float floor, 
   return count;
 }
 
+static double sum_exp(const float* x, int64_t size, float top, float divisor) {
+  V sum = v_zero();
+  int64_t i = 0;
+  for (; i + W <= size; i += W) sum += v_exp((v_load(x + i) - v_set(top)) / v_set(divisor));
+  double total = v_sum(sum);
+  for (; i < size; ++i) total += v_exp(v_set((x[i] - top) / divisor))[0];
+  return total;
+}
+
 static uint64_t read(const uint64_t* data, int64_t words) {
   uint64_t sum = 0;
   for (int64_t i = 0; i < words; ++i) sum += data[i];
@@ -80,6 +89,6 @@ static uint64_t read(const uint64_t* data, int64_t words) {
 }
 
 extern const CoreKernels core_kernels;
-const CoreKernels core_kernels = {&rms_norm, &add, &above, &read};
+const CoreKernels core_kernels = {&rms_norm, &add, &above, &sum_exp, &read};
 
 }  // namespace DSV3RT_VARIANT

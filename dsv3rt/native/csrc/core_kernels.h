@@ -14,6 +14,8 @@ struct CoreKernels {
   // Positions of values above `floor` (NaN is above everything), ascending, from `*begin` on: as many as fit into `room`,
   // at least LANES, or up to the end. Returns how many, with `*begin` where to go on.
   int64_t (*above)(const float* x, int64_t* begin, int64_t size, float floor, int64_t* found, int64_t room);
+  // sum of e^((x - top) / divisor) over a row
+  double (*sum_exp)(const float* x, int64_t size, float top, float divisor);
   // a checksum of `words` 64-bit words: a plain read
   uint64_t (*read)(const uint64_t* data, int64_t words);
 };

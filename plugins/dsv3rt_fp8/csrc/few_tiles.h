@@ -42,19 +42,25 @@ static inline void split_pairs(const float* first, const float* second, __m512i*
   }
 }
 
-// Three columns of 16 lanes as rows of three.
+struct Interleave3 {  // three columns of 16 lanes become rows of three: where each of 48 comes from, and which are of the third
+  alignas(64) int32_t from[48];
+  uint16_t third[3];
+};
+static constexpr Interleave3 interleave3_of() {
+  Interleave3 table{};
+  for (int i = 0; i < 48; ++i) {
+    table.from[i] = i / 3 + i % 3 % 2 * 16;
+    if (i % 3 == 2) table.third[i / 16] = static_cast<uint16_t>(table.third[i / 16] | 1 << i % 16);
+  }
+  return table;
+}
+static constexpr Interleave3 INTERLEAVE3 = interleave3_of();
+
 static inline void interleave3(const __m512i* parts, uint8_t* out) {
   for (int i = 0; i < 3; ++i) {
-    int32_t from[16];
-    __mmask16 third = 0;
-    for (int j = 0; j < 16; ++j) {
-      const int at = 16 * i + j;
-      from[j] = at / 3 + at % 3 % 2 * 16;
-      if (at % 3 == 2) third = static_cast<__mmask16>(third | 1 << j);
-    }
-    const __m512i index = _mm512_loadu_si512(from);
-    const __m512i two = _mm512_permutex2var_epi32(parts[0], index, parts[1]);
-    _mm512_storeu_si512(out + 64 * i, _mm512_mask_permutexvar_epi32(two, third, index, parts[2]));
+    const __m512i from = _mm512_load_si512(INTERLEAVE3.from + 16 * i);
+    const __m512i two = _mm512_permutex2var_epi32(parts[0], from, parts[1]);
+    _mm512_storeu_si512(out + 64 * i, _mm512_mask_permutexvar_epi32(two, INTERLEAVE3.third[i], from, parts[2]));
   }
 }
 
@@ -127,9 +133,14 @@ struct TileRows {
       const uint8_t* p = data + at[r] + column;
       for (int64_t line = 0; line < BLOCK; line += LINE) __builtin_prefetch(ahead + at[r] + line, 0, 2);
       if (__builtin_expect(size >= BLOCK, 1)) {
-#pragma GCC unroll 2
-        for (int64_t line = 0; line < BLOCK / LINE; ++line)
-          FormatE4M3::stage(p + line * LINE, out.tiles[2 * line] + r * 64, out.tiles[2 * line + 1] + r * 64);
+        static_assert(BLOCK == 2 * LINE && TILE_STEPS == 4, "two lines, looked at together");
+        uint8_t* tile = out.tiles[0] + r * 64;
+        const __mmask64 wrong = FormatE4M3::stage_normal(p, tile, tile + TILE_BYTES);
+        const __mmask64 wrong2 = FormatE4M3::stage_normal(p + LINE, tile + 2 * TILE_BYTES, tile + 3 * TILE_BYTES);
+        if (__builtin_expect(!_kortestz_mask64_u8(wrong, wrong2), 0)) {
+          FormatE4M3::look_up(p, tile, tile + TILE_BYTES);
+          FormatE4M3::look_up(p + LINE, tile + 2 * TILE_BYTES, tile + 3 * TILE_BYTES);
+        }
       } else {
         for (int64_t line = 0; line * LINE < size; ++line) {
           alignas(64) uint8_t rest[LINE] = {};

@@ -91,12 +91,16 @@ struct FormatE4M3 {
   }
   // A code taken as a signed byte, times 16: seven bits where a bfloat16 has the lower four of its exponent and the upper three of
   // its mantissa, and above them copies of the sign, of which the topmost is kept.
-  static inline __attribute__((always_inline)) void stage(const uint8_t* p, uint8_t* even, uint8_t* odd) {
+  // Returns which codes these bits are wrong for.
+  static inline __attribute__((always_inline)) __mmask64 stage_normal(const uint8_t* p, uint8_t* even, uint8_t* odd) {
     const __m512i v = _mm512_loadu_si512(p), mask = _mm512_set1_epi16(static_cast<short>(0x87F0)), exponent = _mm512_set1_epi16(0x3800);
     const __m512i evens = _mm512_maddubs_epi16(_mm512_set1_epi16(0x0010), v), odds = _mm512_maddubs_epi16(_mm512_set1_epi16(0x1000), v);
     _mm512_storeu_si512(even, _mm512_ternarylogic_epi32(evens, mask, exponent, 0xEA));  // (a & b) | c
     _mm512_storeu_si512(odd, _mm512_ternarylogic_epi32(odds, mask, exponent, 0xEA));
-    if (__builtin_expect(_mm512_testn_epi8_mask(v, _mm512_set1_epi8(0x78)) != 0, 0)) look_up(p, even, odd);
+    return _mm512_testn_epi8_mask(v, _mm512_set1_epi8(0x78));
+  }
+  static inline __attribute__((always_inline)) void stage(const uint8_t* p, uint8_t* even, uint8_t* odd) {
+    if (__builtin_expect(stage_normal(p, even, odd) != 0, 0)) look_up(p, even, odd);
   }
   static inline __attribute__((always_inline)) void stage(const uint8_t* p, uint8_t* out) { stage(p, out, out + 64); }
   static inline void vectors(const uint8_t* p, int i, V* out) { *out = bf16_vector(p + i / 2 * 64, i % 2); }

@@ -153,15 +153,6 @@ struct TileRows {
   }
 };
 
-template <int TILE>
-static inline void load_columns(const uint8_t* p, int64_t stride) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(TILE) : "memory");
-}
-template <int TILE>
-static inline void store_columns(float* p, int64_t stride) {
-  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(stride), "i"(TILE) : "memory");
-}
-
 // Rows that share their scales: y[t * y_stride + r].
 template <int GROUPS>
 static void few_rows_by_tiles(const Matrix& w, int64_t first, int64_t rows, const Columns& c, const uint8_t* packed, float* y,
@@ -207,16 +198,16 @@ static void few_rows_by_tiles(const Matrix& w, int64_t first, int64_t rows, cons
         now.stage(next, step * 4, step * 4 + 4, fetched, staged[turn]);
         if (step >= steps) continue;
         tile_load<6>(block.tiles[step]);
-        load_columns<7>(x, stride);
+        tile_load<7>(x, stride);
         tile_multiply<0, 6, 7>();
-        if (GROUPS > 1) load_columns<7>(x + TILE_BYTES, stride);
+        if (GROUPS > 1) tile_load<7>(x + TILE_BYTES, stride);
         if (GROUPS > 1) tile_multiply<1, 6, 7>();
-        if (GROUPS > 2) load_columns<7>(x + 2 * TILE_BYTES, stride);
+        if (GROUPS > 2) tile_load<7>(x + 2 * TILE_BYTES, stride);
         if (GROUPS > 2) tile_multiply<2, 6, 7>();
       }
-      store_columns<0>(part, stride);
-      if (GROUPS > 1) store_columns<1>(part + 256, stride);
-      if (GROUPS > 2) store_columns<2>(part + 512, stride);
+      tile_store<0>(part, stride);
+      if (GROUPS > 1) tile_store<1>(part + 256, stride);
+      if (GROUPS > 2) tile_store<2>(part + 512, stride);
       const V factor = v_set(scale_at<FormatE4M3>(scales, column));
       for (int64_t i = 0; i < step_bytes / 4; i += W) v_store(sums + i, v_fma(factor, v_load(part + i), v_load(sums + i)));
     }

@@ -132,7 +132,7 @@ class Decode {
     Tickets queries, attention, results;
     const int64_t weights = kv_b_.columns * call_.heads * (call_.nope + call_.value) * bytes_of(kv_b_.format);
     const int64_t reads = longest_ * call_.cached() * call_.rows() / 2;
-    const int64_t threads = dsv3rt::threads_for((weights + reads) * call_.batch);
+    const int64_t threads = threads_ = dsv3rt::threads_for((weights + reads) * call_.batch);
     // a thread takes a head out that it took in, if it can: the head's rows are in its cache
     queries.reset(call_.batch * (call_.heads + 1), threads);
     attention.reset(call_.batch * spans);
@@ -258,6 +258,8 @@ class Decode {
       piece.first = first;
       piece.count = std::min(CHUNK, end - first);
       piece.fresh = first == begin;
+      const int64_t next = first + CHUNK < end ? first + CHUNK : span_begin(span + threads_);
+      piece.ahead = next < used ? piece.cache->latent + next * piece.cache->latent_step : nullptr;
       for (int64_t row = 0; row < rows; ++row)
         visible[row] = row < call_.rows() ? static_cast<int32_t>(mine[row / call_.heads] + 1 - first) : 0;
       k_.attend(piece);
@@ -300,7 +302,7 @@ class Decode {
   const float *q_, *kv_;
   float *norm_, *cos_, *sin_, *queries_, *contexts_, *most_, *total_;
   std::vector<int64_t> positions_;
-  int64_t longest_ = 0;
+  int64_t longest_ = 0, threads_ = 1;
   std::unique_ptr<std::atomic<int64_t>[]> turns_;  // [B][bundles]: the next span to be added
 };
 

@@ -63,6 +63,7 @@ struct Piece {
   const int32_t* visible;  // [rows]: how many tokens, from the chunk's first one on, each row may see; any number
   bool fresh;              // the first chunk of a span
   const uint8_t* packed;   // the queries as tiles want them; nullptr where there are none
+  const char* ahead;       // likewise: the chunk that this thread will probably be at next; nullptr if there is none
   float* scores;           // [groups][CHUNK][GROUP], or [groups of TILE_GROUP][CHUNK][TILE_GROUP]
   float* most;             // [rows]: the greatest score
   float* total;            // [rows]: sum of e^(score - most)

@@ -220,9 +220,8 @@ static void attend_by_tiles(const Piece& piece) {
     const uint8_t* queries = piece.packed + packed_bytes(row, latent, piece.rope);
     float* scores = piece.scores + row * CHUNK;
     for (int64_t t = 0; t < tiles; t += TOKEN_TILES) {
-      const int64_t next = piece.first + (t + TOKEN_TILES) * TILE_ROWS, left = piece.first + piece.count - next;
-      const char* ahead = piece.cache->latent + next * step;
-      const int64_t bytes = row || left <= 0 ? 0 : step * (left < TOKEN_TILES * TILE_ROWS ? left : TOKEN_TILES * TILE_ROWS);
+      const char* ahead = piece.ahead + t * TILE_ROWS * step;
+      const int64_t bytes = row || piece.ahead == nullptr ? 0 : TOKEN_TILES * TILE_ROWS * step;
       float* out = scores + t * TILE_ROWS * TILE_GROUP;
       switch (tiles - t) {
         case 1: score_tiles<1>(piece, tokens + t, queries, ahead, bytes, out); break;

@@ -115,7 +115,9 @@ def test_narrowing_is_torchs(variant: NativeLibrary, cache: torch.dtype) -> None
 
 @pytest.mark.parametrize("weight", FORMATS, ids=str)
 @pytest.mark.parametrize("cache", [torch.bfloat16, E4M3], ids=str)
-@pytest.mark.parametrize("sizes", [SMALL, ODD, TILED, Sizes(17, 40, 4, 8, 8)], ids=["small", "odd", "tiled", "17 heads"])
+@pytest.mark.parametrize(
+    "sizes", [SMALL, ODD, TILED, Sizes(17, 40, 4, 8, 8)], ids=["small", "odd", "tiled", "17 heads"]
+)
 def test_tokens_together_are_tokens_alone(
     variant: NativeLibrary, sizes: Sizes, weight: torch.dtype, cache: torch.dtype
 ) -> None:

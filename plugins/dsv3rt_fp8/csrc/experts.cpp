@@ -102,7 +102,8 @@ void compute_by_tiles(const Tiles& tiles, const Networks& networks, const Plan& 
   const Format format = networks(plan.visits[0].expert).gate.format;
   float* h = dsv3rt::scratch<HTag>(pairs * intermediate);                           // [P, F]
   float* down = weights == nullptr ? y : dsv3rt::scratch<DownTag>(pairs * hidden);  // [P, D]
-  const int64_t span = tokens > SOME ? BLOCK : ticket_rows(std::min(intermediate, hidden), threads, GROUP), inner = divide_up(intermediate, span), outer = divide_up(hidden, span);
+  const int64_t span = tokens > SOME ? BLOCK : ticket_rows(std::min(intermediate, hidden), threads, GROUP);
+  const int64_t inner = divide_up(intermediate, span), outer = divide_up(hidden, span);
   dsv3rt::Tickets first, second, third;
   first.reset(visits * inner, threads);
   second.reset(visits * outer, threads);
@@ -158,7 +159,8 @@ void compute(const Networks& networks, const Plan& plan, const Shape& shape, con
   const Format format = sample.format;
   const int64_t bytes = 3 * intermediate * sample.row_bytes();
   const int64_t threads = dsv3rt::threads_for(bytes * std::max(visits, pairs / 2));
-  if (const Tiles* tiles = tiles_for(format, tokens)) return compute_by_tiles(*tiles, networks, plan, shape, threads, x, weights, y);
+  if (const Tiles* tiles = tiles_for(format, tokens))
+    return compute_by_tiles(*tiles, networks, plan, shape, threads, x, weights, y);
   const Arranged<XTag> arranged(format, x, tokens, hidden, threads);
   const float* const* xs = arranged.rows();
   float* h = dsv3rt::scratch<HTag>(pairs * width);  // [P, width], in the order that `down` is unpacked in

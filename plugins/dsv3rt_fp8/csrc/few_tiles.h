@@ -75,7 +75,8 @@ static void few_pack(const float* const* x, int64_t tokens, int64_t columns, flo
       float arranged[LINE], rest[LINE] = {};
       if (left < LINE && left > 0) std::memcpy(rest, x[t] + column, static_cast<size_t>(left) * sizeof(float));
       arrange_group<FormatE4M3>(left < LINE ? rest : x[t] + column, arranged);
-      for (int half = 0; half < 2; ++half) split_pairs(arranged + 32 * half, arranged + 32 * half + 16, parts[half] + TILE_PARTS * t);
+      for (int half = 0; half < 2; ++half)
+        split_pairs(arranged + 32 * half, arranged + 32 * half + 16, parts[half] + TILE_PARTS * t);
     }
     for (int half = 0; half < 2; ++half, out += c.step_bytes()) {
       if (tokens == 1) {

@@ -93,8 +93,10 @@ struct FormatE4M3 {
   // its mantissa, and above them copies of the sign, of which the topmost is kept.
   // Returns which codes these bits are wrong for.
   static inline __attribute__((always_inline)) __mmask64 stage_normal(const uint8_t* p, uint8_t* even, uint8_t* odd) {
-    const __m512i v = _mm512_loadu_si512(p), mask = _mm512_set1_epi16(static_cast<short>(0x87F0)), exponent = _mm512_set1_epi16(0x3800);
-    const __m512i evens = _mm512_maddubs_epi16(_mm512_set1_epi16(0x0010), v), odds = _mm512_maddubs_epi16(_mm512_set1_epi16(0x1000), v);
+    const __m512i v = _mm512_loadu_si512(p);
+    const __m512i mask = _mm512_set1_epi16(static_cast<short>(0x87F0)), exponent = _mm512_set1_epi16(0x3800);
+    const __m512i evens = _mm512_maddubs_epi16(_mm512_set1_epi16(0x0010), v);
+    const __m512i odds = _mm512_maddubs_epi16(_mm512_set1_epi16(0x1000), v);
     _mm512_storeu_si512(even, _mm512_ternarylogic_epi32(evens, mask, exponent, 0xEA));  // (a & b) | c
     _mm512_storeu_si512(odd, _mm512_ternarylogic_epi32(odds, mask, exponent, 0xEA));
     return _mm512_testn_epi8_mask(v, _mm512_set1_epi8(0x78));
@@ -137,7 +139,8 @@ struct FormatE4M3 {  // staged as float16, values of even index and then those o
 #if defined(DSV3RT_IS_AVX2)
 // The bits at the bottom of a float32's exponent and the top of its mantissa, worth 2^-120 of the value: nothing is staged, and a
 // vector takes two instructions. The smallest eight codes become subnormal numbers, though, exact but on other processors than
-// AMD's a hundred times slower to multiply. Activations are scaled up, so that sums are no such numbers.
+// AMD's a hundred times slower to multiply. Activations are scaled up, so that sums are no such numbers; none
+// may exceed 2^64.
 struct FormatE4M3Low {
   static constexpr int BYTES = 1, STAGE = 1, VECTORS = 4, TOGETHER = 2;
   static constexpr bool SCALED = true, STAGED = false;

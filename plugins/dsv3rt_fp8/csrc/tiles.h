@@ -115,7 +115,8 @@ static void many_dot(const Matrix& w, int64_t first, int64_t rows, const float* 
     for (int64_t row = 0; row < rows;) {
       const int64_t edge = BLOCK - (first + row) % BLOCK, count = rows - row < edge ? rows - row : edge, high = groups_of(count);
       stage_block(w, first + row, count, column, size, staged);
-      const float factor = w.format == Format::E4M3 ? scale_at<FormatE4M3>(scales_of(w, first + row), column) / FormatE4M3::UNIT : 1.0f;
+      float factor = 1.0f;  // these are staged as they are
+      if (w.format == Format::E4M3) factor = scale_at<FormatE4M3>(scales_of(w, first + row), column) / FormatE4M3::UNIT;
       for (int64_t t = 0; t < groups; t += 2) {
         const uint8_t* xs = x + (column / BLOCK * groups + t) * TILE_STEPS * TILE_PARTS * TILE_BYTES;
         for (int64_t r = 0, some; r < high; r += some) {

@@ -84,7 +84,8 @@ struct MlaKernels {
   void (*merge)(const Piece& piece, int64_t begin, int64_t end, float* most, float* total, float* context);
   // A stored row as float32
   void (*widen)(const void* source, Stored format, int64_t count, float* out);
-  // Whether such a cache is attended to by tiles, for which queries are packed; the bytes that takes. All null where there are none.
+  // Whether such a cache is attended to by tiles, for which queries are packed; the bytes that takes. All null where there are
+  // none.
   bool (*by_tiles)(const Cache& cache, int64_t latent, int64_t rope);
   int64_t (*packed_bytes)(int64_t rows, int64_t latent, int64_t rope);
   void (*pack)(const float* queries, int64_t step, int64_t rows, int64_t latent, int64_t rope, uint8_t* packed);

@@ -47,7 +47,8 @@ struct TokenTile {
 static void find_tokens(const Piece& piece, char* rest, TokenTile* tiles) {
   const Cache& cache = *piece.cache;
   for (int64_t s = 0; s < piece.count; s += TILE_ROWS) {
-    const char *latent = cache.latent + (piece.first + s) * cache.latent_step, *rope = cache.rope + (piece.first + s) * cache.rope_step;
+    const char* latent = cache.latent + (piece.first + s) * cache.latent_step;
+    const char* rope = cache.rope + (piece.first + s) * cache.rope_step;
     if (s + TILE_ROWS <= piece.count) {
       *tiles++ = {latent, rope, cache.latent_step, cache.rope_step};
       continue;

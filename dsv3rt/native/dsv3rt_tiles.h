@@ -49,12 +49,12 @@ static inline void tile_zero() {
   asm volatile("tilezero %%tmm%c0" ::"i"(TILE));
 }
 template <int TILE>
-static inline void tile_load(const void* p) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(int64_t{64}), "i"(TILE) : "memory");
+static inline void tile_load(const void* p, int64_t stride = 64) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(TILE) : "memory");
 }
 template <int TILE>
-static inline void tile_store(void* p) {
-  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(int64_t{64}), "i"(TILE) : "memory");
+static inline void tile_store(void* p, int64_t stride = 64) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(stride), "i"(TILE) : "memory");
 }
 template <int SUMS, int LEFT, int RIGHT>
 static inline void tile_multiply() {

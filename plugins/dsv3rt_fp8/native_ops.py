@@ -8,7 +8,8 @@ Legend: N outputs of a matrix, K inputs, T tokens, D hidden, F expert hidden, E 
     experts(x [T, D], weights [T, k], ids [T, k], table [E, 3, 2], F, format) -> [T, D]
 
 x is contiguous float32. `table` holds addresses: (weight, scales or 0) of gate, up and down of each expert; the tensors
-must outlive it. A token's result is bitwise the same whatever is computed beside it, up to 16 tokens in all.
+must outlive it. A token's result is bitwise the same whatever is computed beside it, up to 16 tokens in all. With FP8
+on AMD's processors with AVX2 (`avx2amd`) activations are multiplied by 2^64 on their way: none may exceed 1.8e19.
 """
 
 from __future__ import annotations

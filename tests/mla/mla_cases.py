@@ -192,3 +192,5 @@ def make_case(sizes: Sizes, total: int, weight: torch.dtype, cache: torch.dtype,
 
 SMALL = Sizes(heads=4, latent=64, rope=16, nope=32, value=24)
 ODD = Sizes(heads=5, latent=150, rope=6, nope=27, value=31)
+TILED = Sizes(heads=18, latent=96, rope=32, nope=8, value=8)
+"""What is attended to by tiles where there are such: rows and columns that do not fill the last ones."""

@@ -10,14 +10,15 @@ import torch
 from dsv3rt_mla import native
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mla_cases import CACHES, E4M3, FORMATS, ODD, SMALL, Sizes, make_case
+from mla_cases import CACHES, E4M3, FORMATS, ODD, SMALL, TILED, Sizes, make_case
 
+from dsv3rt.native.build import VARIANTS
 from dsv3rt.native.loader import NativeLibrary
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no compiler")
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512", "avx512vbmi"])
+@pytest.fixture(params=VARIANTS)
 def variant(request: pytest.FixtureRequest) -> Iterator[NativeLibrary]:
     library = native.library()
     if library is None or request.param not in library.variants:
@@ -29,13 +30,25 @@ def variant(request: pytest.FixtureRequest) -> Iterator[NativeLibrary]:
 
 @pytest.mark.parametrize("weight", FORMATS, ids=str)
 @pytest.mark.parametrize("cache", CACHES, ids=str)
-@pytest.mark.parametrize("sizes", [SMALL, ODD], ids=["small", "odd"])
+@pytest.mark.parametrize("sizes", [SMALL, ODD, TILED], ids=["small", "odd", "tiled"])
 def test_matches_float64(variant: NativeLibrary, sizes: Sizes, weight: torch.dtype, cache: torch.dtype) -> None:
     case = make_case(sizes, 150, weight, cache)
     kept = case.cache(160)
     case.prefill(kept, 143)
     y = case.run(kept, 143, 148)
     expected = case.expected(kept, 143, 148)
+    torch.testing.assert_close(y.double(), expected, rtol=0, atol=1e-5 * float(expected.std()))
+
+
+@pytest.mark.parametrize("cache", CACHES, ids=str)
+@pytest.mark.parametrize("sizes", [SMALL, TILED], ids=["small", "tiled"])
+def test_a_long_past_matches_float64(variant: NativeLibrary, sizes: Sizes, cache: torch.dtype) -> None:
+    """Several spans, and several chunks of a span; their last chunk of every size modulo 16 that five tokens meet."""
+    case = make_case(sizes, 700, torch.bfloat16, cache)
+    kept = case.cache(700)
+    case.prefill(kept, 662)
+    y = case.run(kept, 662, 667)
+    expected = case.expected(kept, 662, 667)
     torch.testing.assert_close(y.double(), expected, rtol=0, atol=1e-5 * float(expected.std()))
 
 
@@ -102,7 +115,9 @@ def test_narrowing_is_torchs(variant: NativeLibrary, cache: torch.dtype) -> None
 
 @pytest.mark.parametrize("weight", FORMATS, ids=str)
 @pytest.mark.parametrize("cache", [torch.bfloat16, E4M3], ids=str)
-@pytest.mark.parametrize("sizes", [SMALL, ODD, Sizes(17, 40, 4, 8, 8)], ids=["small", "odd", "17 heads"])
+@pytest.mark.parametrize(
+    "sizes", [SMALL, ODD, TILED, Sizes(17, 40, 4, 8, 8)], ids=["small", "odd", "tiled", "17 heads"]
+)
 def test_tokens_together_are_tokens_alone(
     variant: NativeLibrary, sizes: Sizes, weight: torch.dtype, cache: torch.dtype
 ) -> None:

@@ -71,15 +71,16 @@ struct Shape {
 // The rows of one visit packed for tiles; a thread keeps those of the visit it is at.
 class PackedVisit {
  public:
-  const float* of(const Tiles& tiles, const Plan& plan, int64_t visit, const float* x, int64_t stride, int64_t slots, int64_t columns) {
+  const float* of(const Tiles& tiles, Format format, const Plan& plan, int64_t visit, const float* x, int64_t stride, int64_t slots,
+                  int64_t columns) {
     const auto [expert, begin, end] = plan.visits[static_cast<size_t>(visit)];
     const int64_t count = end - begin;
     if (visit == visit_) return data_;
     visit_ = visit;
-    data_ = dsv3rt::scratch<PackedTag>(tiles.packed_floats(count, columns));
+    data_ = dsv3rt::scratch<PackedTag>(tiles.packed_floats(format, count, columns));
     const float** rows = reinterpret_cast<const float**>(dsv3rt::scratch<RowsTag>(2 * count));
     for (int64_t i = 0; i < count; ++i) rows[i] = x + plan.pairs[static_cast<size_t>(begin + i)] / slots * stride;
-    for (int64_t group = 0; group < divide_up(count, 16); ++group) tiles.pack(rows, count, columns, group, data_);
+    for (int64_t group = 0; group < divide_up(count, 16); ++group) tiles.pack(format, rows, count, columns, group, data_);
     return data_;
   }
 
@@ -93,21 +94,23 @@ struct DownTag {};
 // y by tiles, in three phases: experts one after another, a thread's tickets those of neighbouring rows, so that what it has
 // packed serves many of them; at the end a token's experts are added.
 template <class Networks>
-void compute_by_tiles(const Tiles& tiles, const Networks& networks, const Plan& plan, const Shape& shape, const float* x,
-                      const float* weights, float* y) {
+void compute_by_tiles(const Tiles& tiles, const Networks& networks, const Plan& plan, const Shape& shape, int64_t threads,
+                      const float* x, const float* weights, float* y) {
   const Kernels& k = kernels();
   const auto [tokens, slots, hidden, intermediate] = shape;
-  const int64_t pairs = tokens * slots, visits = static_cast<int64_t>(plan.visits.size()), threads = dsv3rt::max_threads();
+  const int64_t pairs = tokens * slots, visits = static_cast<int64_t>(plan.visits.size());
+  const Format format = networks(plan.visits[0].expert).gate.format;
   float* h = dsv3rt::scratch<HTag>(pairs * intermediate);                           // [P, F]
   float* down = weights == nullptr ? y : dsv3rt::scratch<DownTag>(pairs * hidden);  // [P, D]
-  const int64_t span = BLOCK, inner = divide_up(intermediate, span), outer = divide_up(hidden, span);
+  const int64_t span = tokens > SOME ? BLOCK : ticket_rows(std::min(intermediate, hidden), threads, GROUP);
+  const int64_t inner = divide_up(intermediate, span), outer = divide_up(hidden, span);
   dsv3rt::Tickets first, second, third;
   first.reset(visits * inner, threads);
   second.reset(visits * outer, threads);
   third.reset(weights == nullptr ? 0 : tokens, threads);
 
   dsv3rt::parallel(threads, tokens, [&](int64_t thread) {
-    float* own = dsv3rt::scratch<DotScratch>(tiles.scratch_floats(plan.most, span));
+    float* own = dsv3rt::scratch<DotScratch>(tiles.scratch_floats(format, plan.most, span));
     float* gate = dsv3rt::scratch<OwnTag>(2 * plan.most * span);
     PackedVisit xs, hs;
 
@@ -115,7 +118,7 @@ void compute_by_tiles(const Tiles& tiles, const Networks& networks, const Plan& 
       const Visit& visit = plan.visits[static_cast<size_t>(ticket / inner)];
       const Network network = networks(visit.expert);
       const int64_t row = ticket % inner * span, size = std::min(span, intermediate - row), count = visit.end - visit.begin;
-      const float* packed = xs.of(tiles, plan, ticket / inner, x, hidden, slots, hidden);
+      const float* packed = xs.of(tiles, format, plan, ticket / inner, x, hidden, slots, hidden);
       float* up = gate + count * span;
       tiles.dot(network.gate, row, size, packed, count, gate, span, own);
       tiles.dot(network.up, row, size, packed, count, up, span, own);
@@ -131,7 +134,7 @@ void compute_by_tiles(const Tiles& tiles, const Networks& networks, const Plan& 
     const auto out_of_h = [&](int64_t ticket) {
       const Visit& visit = plan.visits[static_cast<size_t>(ticket / outer)];
       const int64_t row = ticket % outer * span, size = std::min(span, hidden - row), count = visit.end - visit.begin;
-      const float* packed = hs.of(tiles, plan, ticket / outer, h, intermediate, 1, intermediate);
+      const float* packed = hs.of(tiles, format, plan, ticket / outer, h, intermediate, 1, intermediate);
       tiles.dot(networks(visit.expert).down, row, size, packed, count, down + visit.begin * hidden + row, hidden, own);
     };
     second.run(out_of_h, thread);
@@ -154,9 +157,10 @@ void compute(const Networks& networks, const Plan& plan, const Shape& shape, con
   const int64_t pairs = tokens * slots, width = row_stride(intermediate), visits = static_cast<int64_t>(plan.visits.size());
   const Matrix sample = networks(plan.visits[0].expert).gate;
   const Format format = sample.format;
-  if (const Tiles* tiles = tiles_for(format, tokens)) return compute_by_tiles(*tiles, networks, plan, shape, x, weights, y);
   const int64_t bytes = 3 * intermediate * sample.row_bytes();
   const int64_t threads = dsv3rt::threads_for(bytes * std::max(visits, pairs / 2));
+  if (const Tiles* tiles = tiles_for(format, tokens))
+    return compute_by_tiles(*tiles, networks, plan, shape, threads, x, weights, y);
   const Arranged<XTag> arranged(format, x, tokens, hidden, threads);
   const float* const* xs = arranged.rows();
   float* h = dsv3rt::scratch<HTag>(pairs * width);  // [P, width], in the order that `down` is unpacked in

@@ -15,21 +15,21 @@ namespace DSV3RT_VARIANT {
 #define DSV3RT_X86 1
 #endif
 
-struct E4M3Bits {  // e4m3 codes 0..127 as bfloat16 (exact), high and low bytes apart
+struct E4M3Bits {  // e4m3 codes 0..127 as bfloat16 (exact) times a power of two, high and low bytes apart
   alignas(64) uint8_t high[128], low[128];
 };
 
-static constexpr E4M3Bits e4m3_bits() {
+static constexpr E4M3Bits e4m3_bits(int power) {
   E4M3Bits table{};
   for (int code = 0; code < 128; ++code) {
     int exponent = code >> 3, mantissa = code & 7, bits = 0;
     if (code == 127) {
       bits = 0x7fc0;
     } else if (exponent > 0) {
-      bits = (exponent + 120) << 7 | mantissa << 4;
+      bits = (exponent + 120 + power) << 7 | mantissa << 4;
     } else if (mantissa > 0) {  // mantissa * 2^-9: shift up to a leading one
       int shift = mantissa >= 4 ? 1 : mantissa >= 2 ? 2 : 3;
-      bits = (121 - shift) << 7 | ((mantissa << shift) & 7) << 4;
+      bits = (121 + power - shift) << 7 | ((mantissa << shift) & 7) << 4;
     }
     table.high[code] = static_cast<uint8_t>(bits >> 8);
     table.low[code] = static_cast<uint8_t>(bits & 0xff);
@@ -37,7 +37,7 @@ static constexpr E4M3Bits e4m3_bits() {
   return table;
 }
 
-static constexpr E4M3Bits E4M3_BITS = e4m3_bits();
+static constexpr E4M3Bits E4M3_BITS = e4m3_bits(0);
 
 static inline V f32_vector(const uint8_t* p) {
   V out;
@@ -69,23 +69,42 @@ static inline V bf16_vector(const uint8_t* p, int odd) {  // the even ones, or t
 
 #if defined(DSV3RT_IS_AVX512VBMI)
 
-struct FormatE4M3 {  // staged as bfloat16, in pairs: the first of a pair is the lower half of a float32
+static constexpr E4M3Bits E4M3_SCALED_BITS = e4m3_bits(-8);
+
+// Staged as bfloat16, values of even index and then those of odd index, times 2^-8: so there is nothing to add to an exponent, a
+// code's four bits stand below 0111. That is true of normal numbers. The few others (a code in some thousands, zeros too) are
+// looked for, and 64 codes with one of them among them are taken from a table, which costs more than twice as much.
+struct FormatE4M3 {
   static constexpr int BYTES = 1, STAGE = 2, VECTORS = 4, TOGETHER = 1;
   static constexpr bool SCALED = true, STAGED = true;
-  static constexpr float UNIT = 1.0f, X_UNIT = 1.0f;
-  static constexpr int order(int i) {  // unpack and even/odd split work within 16-byte lanes
-    const int vector = i / 16, lane = i % 16 / 4, j = i % 4;
-    return 16 * lane + 8 * (vector / 2) + 2 * j + vector % 2;
-  }
-  static inline void stage(const uint8_t* p, uint8_t* out) {
-    const __m512i v = _mm512_loadu_si512(p);
+  static constexpr float UNIT = 256.0f, X_UNIT = 1.0f;
+  static constexpr int order(int i) { return 4 * (i % W) + (i / W % 2 * 2 + i / (2 * W)); }
+  static __attribute__((noinline)) void look_up(const uint8_t* p, uint8_t* even, uint8_t* odd) {
+    const __m512i v = _mm512_loadu_si512(p), low_bytes = _mm512_set1_epi16(0x00FF);
+    const uint8_t *high_table = E4M3_SCALED_BITS.high, *low_table = E4M3_SCALED_BITS.low;
     const __m512i high = _mm512_ternarylogic_epi32(
-        _mm512_permutex2var_epi8(_mm512_load_si512(E4M3_BITS.high), v, _mm512_load_si512(E4M3_BITS.high + 64)), v,
+        _mm512_permutex2var_epi8(_mm512_load_si512(high_table), v, _mm512_load_si512(high_table + 64)), v,
         _mm512_set1_epi8(static_cast<char>(0x80)), 0xF8);  // table | (v & sign)
-    const __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(E4M3_BITS.low), v, _mm512_load_si512(E4M3_BITS.low + 64));
-    _mm512_storeu_si512(out, _mm512_unpacklo_epi8(low, high));
-    _mm512_storeu_si512(out + 64, _mm512_unpackhi_epi8(low, high));
+    const __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(low_table), v, _mm512_load_si512(low_table + 64));
+    _mm512_storeu_si512(even, _mm512_ternarylogic_epi32(low, low_bytes, _mm512_slli_epi16(high, 8), 0xEA));  // (a & b) | c
+    _mm512_storeu_si512(odd, _mm512_or_si512(_mm512_srli_epi16(low, 8), _mm512_andnot_si512(low_bytes, high)));
   }
+  // A code taken as a signed byte, times 16: seven bits where a bfloat16 has the lower four of its exponent and the upper three of
+  // its mantissa, and above them copies of the sign, of which the topmost is kept.
+  // Returns which codes these bits are wrong for.
+  static inline __attribute__((always_inline)) __mmask64 stage_normal(const uint8_t* p, uint8_t* even, uint8_t* odd) {
+    const __m512i v = _mm512_loadu_si512(p);
+    const __m512i mask = _mm512_set1_epi16(static_cast<short>(0x87F0)), exponent = _mm512_set1_epi16(0x3800);
+    const __m512i evens = _mm512_maddubs_epi16(_mm512_set1_epi16(0x0010), v);
+    const __m512i odds = _mm512_maddubs_epi16(_mm512_set1_epi16(0x1000), v);
+    _mm512_storeu_si512(even, _mm512_ternarylogic_epi32(evens, mask, exponent, 0xEA));  // (a & b) | c
+    _mm512_storeu_si512(odd, _mm512_ternarylogic_epi32(odds, mask, exponent, 0xEA));
+    return _mm512_testn_epi8_mask(v, _mm512_set1_epi8(0x78));
+  }
+  static inline __attribute__((always_inline)) void stage(const uint8_t* p, uint8_t* even, uint8_t* odd) {
+    if (__builtin_expect(stage_normal(p, even, odd) != 0, 0)) look_up(p, even, odd);
+  }
+  static inline __attribute__((always_inline)) void stage(const uint8_t* p, uint8_t* out) { stage(p, out, out + 64); }
   static inline void vectors(const uint8_t* p, int i, V* out) { *out = bf16_vector(p + i / 2 * 64, i % 2); }
 };
 
@@ -120,7 +139,8 @@ struct FormatE4M3 {  // staged as float16, values of even index and then those o
 #if defined(DSV3RT_IS_AVX2)
 // The bits at the bottom of a float32's exponent and the top of its mantissa, worth 2^-120 of the value: nothing is staged, and a
 // vector takes two instructions. The smallest eight codes become subnormal numbers, though, exact but on other processors than
-// AMD's a hundred times slower to multiply. Activations are scaled up, so that sums are no such numbers.
+// AMD's a hundred times slower to multiply. Activations are scaled up, so that sums are no such numbers; none
+// may exceed 2^64.
 struct FormatE4M3Low {
   static constexpr int BYTES = 1, STAGE = 1, VECTORS = 4, TOGETHER = 2;
   static constexpr bool SCALED = true, STAGED = false;

@@ -26,16 +26,17 @@ struct Matrix {
   int64_t row_bytes() const { return columns * (format == Format::E4M3 ? 1 : format == Format::F32 ? 4 : 2); }
 };
 
-// Products of more than SOME tokens by the processor's tiles, of matrices in E4M3 and BF16. All null where there are none.
+// Products by the processor's tiles: of any number of tokens with E4M3, of more than SOME with BF16. All null where there are none.
+// Up to SOME tokens, a token's result is bitwise the same alone and beside others here too.
 struct Tiles {
   // How many floats `tokens` packed rows of x take.
-  int64_t (*packed_floats)(int64_t tokens, int64_t columns);
+  int64_t (*packed_floats)(Format format, int64_t tokens, int64_t columns);
   // Rows [16 * group, 16 * group + 16) of x, as tiles want them.
-  void (*pack)(const float* const* x, int64_t tokens, int64_t columns, int64_t group, float* packed);
+  void (*pack)(Format format, const float* const* x, int64_t tokens, int64_t columns, int64_t group, float* packed);
   // As Kernels::dot, with packed rows.
   void (*dot)(const Matrix& w, int64_t first, int64_t rows, const float* packed, int64_t tokens, float* y, int64_t y_stride,
               float* scratch);
-  int64_t (*scratch_floats)(int64_t tokens, int64_t rows);
+  int64_t (*scratch_floats)(Format format, int64_t tokens, int64_t rows);
 };
 
 struct Kernels {

@@ -44,12 +44,6 @@ static inline float scale_at(const uint8_t* scales, int64_t column) {
   return 1.0f;
 }
 
-}  // namespace DSV3RT_VARIANT
-
-#include "tiles.h"
-
-namespace DSV3RT_VARIANT {
-
 // Rows of W for F::vectors: row r at `p + r * stride`.
 template <class F>
 struct Piece {
@@ -93,11 +87,15 @@ struct Walk {
 
 // Fetches a part, as large as the block at `column`, of the rows that come after those at `p`. Rows shorter than a page are asked
 // for in the order in which they lie, as one stream, not in that of the products: short runs come at half the speed. Longer rows
-// come faster as a stream for each. Always inline: a function that does nothing else is without effect in a compiler's eyes, and
+// come faster as a stream for each; with AVX-512 VBMI (on Intel's Emerald Rapids) FP8 does so whatever its length. Always inline: a function that does nothing else is without effect in a compiler's eyes, and
 // calls of it are left out.
 template <class F, int R>
 static inline __attribute__((always_inline)) void fetch(const Matrix& w, const uint8_t* p, int64_t column, int64_t ahead) {
+#if defined(DSV3RT_IS_AVX512VBMI)
+  const bool apart = F::STAGED || w.row_bytes() >= PAGE;
+#else
   const bool apart = w.row_bytes() >= PAGE;
+#endif
   const int64_t stride = apart ? w.row_bytes() : BLOCK * F::BYTES;
   p += column * F::BYTES * (apart ? 1 : R) + ahead;
   for (int r = 0; r < R; ++r)
@@ -457,33 +455,6 @@ static constexpr bool even_odd() {
   return true;
 }
 
-// Whether F's order is that of bytes unpacked within 16-byte lanes and then split into even ones and odd ones.
-template <class F>
-static constexpr bool unpacked_in_lanes() {
-  if (F::VECTORS != 4 || W != 16) return false;
-  for (int i = 0; i < 64; ++i)
-    if (F::order(i) != i % 16 / 4 * 16 + i / 32 * 8 + i % 4 * 2 + i / 16 % 2) return false;
-  return true;
-}
-
-#if defined(DSV3RT_512)
-// 64 values in that order.
-static inline void unpack_in_lanes(const float* x, float* out) {
-  // of each vector the even ones of its first half, the odd ones, those of its second half; then the first of all vectors, and so on
-  const __m512i index = _mm512_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
-  __m512 a[4], b[4];
-  for (int i = 0; i < 4; ++i) a[i] = _mm512_permutexvar_ps(index, _mm512_loadu_ps(x + 16 * i));
-  for (int i = 0; i < 2; ++i) {
-    b[i] = _mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0x44);
-    b[i + 2] = _mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0xEE);
-  }
-  for (int i = 0; i < 2; ++i) {
-    _mm512_storeu_ps(out + 32 * i, _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0x88));
-    _mm512_storeu_ps(out + 32 * i + 16, _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0xDD));
-  }
-}
-#endif
-
 #if defined(DSV3RT_X86)
 // 2 * W values: those of even index, those of odd index.
 static inline void split(const float* x, float* even, float* odd) {
@@ -505,12 +476,6 @@ template <class F>
 static inline void arrange_group(const float* x, float* out) {
   constexpr int STEP = F::VECTORS * W;
   for (int step = 0; step < GROUP; step += STEP) {
-#if defined(DSV3RT_512)
-    if (unpacked_in_lanes<F>()) {
-      unpack_in_lanes(x + step, out + step);
-      continue;
-    }
-#endif
 #if defined(DSV3RT_X86)
     if (even_odd<F, 1>()) {
       for (int i = 0; i < STEP / 2; i += W) split(x + step + 2 * i, out + step + i, out + step + STEP / 2 + i);
@@ -588,6 +553,36 @@ static bool has_nan(const uint8_t* codes, int64_t bytes) {
   for (int64_t i = 0; i < bytes; ++i) found |= static_cast<uint8_t>((codes[i] & 0x7f) == 0x7f);
   return found != 0;
 }
+
+}  // namespace DSV3RT_VARIANT
+
+#include "few_tiles.h"
+#include "tiles.h"
+
+namespace DSV3RT_VARIANT {
+
+#if defined(DSV3RT_TILES)
+static bool by_few_tiles(Format format, int64_t tokens) { return format == Format::E4M3 && tokens <= SOME; }
+
+static int64_t packed_floats(Format format, int64_t tokens, int64_t columns) {
+  return by_few_tiles(format, tokens) ? few_packed_floats(tokens, columns) : many_packed_floats(tokens, columns);
+}
+
+static void pack(Format format, const float* const* x, int64_t tokens, int64_t columns, int64_t group, float* packed) {
+  if (by_few_tiles(format, tokens)) return few_pack(x, tokens, columns, packed);
+  many_pack(x, tokens, columns, group, packed);
+}
+
+static void tile_dot(const Matrix& w, int64_t first, int64_t rows, const float* packed, int64_t tokens, float* y, int64_t y_stride,
+                     float* scratch) {
+  if (by_few_tiles(w.format, tokens)) return few_dot(w, first, rows, packed, tokens, y, y_stride);
+  many_dot(w, first, rows, packed, tokens, y, y_stride, scratch);
+}
+
+static int64_t tile_floats(Format format, int64_t tokens, int64_t rows) {
+  return by_few_tiles(format, tokens) ? 0 : many_floats(tokens, rows);
+}
+#endif
 
 template <class E4M3>
 static constexpr Kernels table(Tiles tiles = {}) {

@@ -20,15 +20,15 @@ struct RowsTag {};
 
 // By tiles: `tokens` <= PREFILL_TOKENS.
 void tile_product(const Tiles& tiles, const Matrix& w, int64_t rows, const float* x, int64_t tokens, float* y) {
-  const int64_t threads = dsv3rt::threads_for(rows * w.row_bytes() * tokens);
+  const int64_t threads = dsv3rt::threads_for(rows * w.row_bytes() * std::max<int64_t>(1, tokens / 2));
   const float** xs = reinterpret_cast<const float**>(dsv3rt::scratch<RowsTag>(2 * tokens));
   for (int64_t t = 0; t < tokens; ++t) xs[t] = x + t * w.columns;
-  const float* ready = packed(tiles, xs, tokens, w.columns, threads);
-  const int64_t span = ticket_rows(rows, threads, BLOCK);
+  const float* ready = packed(tiles, w.format, xs, tokens, w.columns, threads);
+  const int64_t span = ticket_rows(rows, threads, tokens > SOME ? BLOCK : GROUP);
   dsv3rt::Tickets work;
   work.reset(divide_up(rows, span), threads);
-  dsv3rt::parallel(threads, tokens, [&](int64_t thread) {
-    float* own = dsv3rt::scratch<DotScratch>(tiles.scratch_floats(tokens, span));
+  dsv3rt::parallel(std::min(threads, divide_up(rows, span)), tokens, [&](int64_t thread) {
+    float* own = dsv3rt::scratch<DotScratch>(tiles.scratch_floats(w.format, tokens, span));
     const auto some_rows = [&](int64_t i) {
       const int64_t first = i * span;
       tiles.dot(w, first, std::min(span, rows - first), ready, tokens, y + first, rows, own);

@@ -13,11 +13,11 @@ static_assert(TILE_BLOCK == BLOCK, "what tiles sum up shares a scale");
 
 static inline int64_t groups_of(int64_t tokens) { return (tokens + TILE_ROWS - 1) / TILE_ROWS; }
 
-static int64_t packed_floats(int64_t tokens, int64_t columns) {
+static int64_t many_packed_floats(int64_t tokens, int64_t columns) {
   return (columns + BLOCK - 1) / BLOCK * groups_of(tokens) * TILE_STEPS * TILE_PARTS * TILE_BYTES / 4;
 }
 
-static void pack(const float* const* x, int64_t tokens, int64_t columns, int64_t group, float* packed) {
+static void many_pack(const float* const* x, int64_t tokens, int64_t columns, int64_t group, float* packed) {
   uint8_t* out = reinterpret_cast<uint8_t*>(packed);
   const int64_t first = group * TILE_ROWS, count = tokens - first < TILE_ROWS ? tokens - first : TILE_ROWS;
   for (int64_t column = 0; column < columns; column += TILE_COLUMNS) {
@@ -96,12 +96,12 @@ static void write_rows(const float* sums, int64_t rows, int64_t tokens, float* y
   }
 }
 
-static int64_t tile_floats(int64_t tokens, int64_t rows) {
+static int64_t many_floats(int64_t tokens, int64_t rows) {
   // a stretch of rows that share a scale may begin and end in the middle of a tile
   return (groups_of(rows) + rows / BLOCK + 2) * groups_of(tokens) * 256 + BLOCK * BLOCK / 2;
 }
 
-static void tile_dot(const Matrix& w, int64_t first, int64_t rows, const float* packed, int64_t tokens, float* y, int64_t y_stride,
+static void many_dot(const Matrix& w, int64_t first, int64_t rows, const float* packed, int64_t tokens, float* y, int64_t y_stride,
                      float* scratch) {
   const TilesInUse tiles;
   const int64_t groups = groups_of(tokens);
@@ -115,7 +115,8 @@ static void tile_dot(const Matrix& w, int64_t first, int64_t rows, const float* 
     for (int64_t row = 0; row < rows;) {
       const int64_t edge = BLOCK - (first + row) % BLOCK, count = rows - row < edge ? rows - row : edge, high = groups_of(count);
       stage_block(w, first + row, count, column, size, staged);
-      const float factor = w.format == Format::E4M3 ? scale_at<FormatE4M3>(scales_of(w, first + row), column) : 1.0f;
+      float factor = 1.0f;  // these are staged as they are
+      if (w.format == Format::E4M3) factor = scale_at<FormatE4M3>(scales_of(w, first + row), column) / FormatE4M3::UNIT;
       for (int64_t t = 0; t < groups; t += 2) {
         const uint8_t* xs = x + (column / BLOCK * groups + t) * TILE_STEPS * TILE_PARTS * TILE_BYTES;
         for (int64_t r = 0, some; r < high; r += some) {

@@ -25,7 +25,9 @@ using dsv3rt::torch_api;
 const MlaKernels& kernels() {
 #if defined(__x86_64__)
   switch (dsv3rt::selected_variant) {
-    case dsv3rt::VARIANT_AMX:
+#if defined(DSV3RT_HAS_AMX)
+    case dsv3rt::VARIANT_AMX: return dsv3rt_avx512vbmi::mla_amx_kernels;
+#endif
     case dsv3rt::VARIANT_AVX512VBMI: return dsv3rt_avx512vbmi::mla_kernels;
     case dsv3rt::VARIANT_AVX512: return dsv3rt_avx512::mla_kernels;
     case dsv3rt::VARIANT_AVX2AMD:
@@ -93,6 +95,7 @@ struct Wide {};
 struct Rows {};
 struct Partial {};
 struct Norm {};
+struct Packed {};
 
 class Decode {
  public:
@@ -129,7 +132,7 @@ class Decode {
     Tickets queries, attention, results;
     const int64_t weights = kv_b_.columns * call_.heads * (call_.nope + call_.value) * bytes_of(kv_b_.format);
     const int64_t reads = longest_ * call_.cached() * call_.rows() / 2;
-    const int64_t threads = dsv3rt::threads_for((weights + reads) * call_.batch);
+    const int64_t threads = threads_ = dsv3rt::threads_for((weights + reads) * call_.batch);
     // a thread takes a head out that it took in, if it can: the head's rows are in its cache
     queries.reset(call_.batch * (call_.heads + 1), threads);
     attention.reset(call_.batch * spans);
@@ -215,6 +218,20 @@ class Decode {
     }
   }
 
+  // A sequence's queries as tiles want them. Each thread packs them for itself: sooner done than waited for.
+  const uint8_t* packed(int64_t b) {
+    if (k_.by_tiles == nullptr || !k_.by_tiles(caches_[b], call_.latent, call_.rope)) return nullptr;
+    static thread_local uint64_t packed_call = 0;
+    static thread_local int64_t packed_sequence = 0;
+    float* out = scratch<Packed>(k_.packed_bytes(rows_, call_.latent, call_.rope) / 4);
+    uint8_t* bytes = reinterpret_cast<uint8_t*>(out);
+    if (packed_call == number_ && packed_sequence == b) return bytes;
+    packed_call = number_;
+    packed_sequence = b;
+    k_.pack(query(b, 0), step_, rows_, call_.latent, call_.rope, bytes);
+    return bytes;
+  }
+
   void attend(int64_t b, int64_t span) {
     const int64_t* mine = positions_.data() + b * call_.tokens;
     const int64_t begin = span_begin(span), used = *std::max_element(mine, mine + call_.tokens) + 1, rows = rows_;
@@ -227,8 +244,10 @@ class Decode {
     piece.step = step_;
     piece.wide = scratch<Wide>(CHUNK * step_);
     piece.queries = query(b, 0);
-    piece.scores = scratch<Partial>(rows * (CHUNK + width_ + 4));
-    piece.context = piece.scores + rows * CHUNK;
+    piece.packed = packed(b);
+    const int64_t scored = (rows + TILE_GROUP - 1) / TILE_GROUP * TILE_GROUP;
+    piece.scores = scratch<Partial>(scored * CHUNK + rows * (width_ + 4));
+    piece.context = piece.scores + scored * CHUNK;
     piece.most = piece.context + rows * width_;
     piece.total = piece.most + rows;
     piece.keep = piece.total + rows;
@@ -239,6 +258,8 @@ class Decode {
       piece.first = first;
       piece.count = std::min(CHUNK, end - first);
       piece.fresh = first == begin;
+      const int64_t next = first + CHUNK < end ? first + CHUNK : span_begin(span + threads_);
+      piece.ahead = next < used ? piece.cache->latent + next * piece.cache->latent_step : nullptr;
       for (int64_t row = 0; row < rows; ++row)
         visible[row] = row < call_.rows() ? static_cast<int32_t>(mine[row / call_.heads] + 1 - first) : 0;
       k_.attend(piece);
@@ -265,6 +286,12 @@ class Decode {
                out_.data<float>() + b * call_.tokens * step + head * call_.value, step);
   }
 
+  static uint64_t next_number() {
+    static std::atomic<uint64_t> calls{0};
+    return ++calls;
+  }
+
+  const uint64_t number_ = next_number();  // of this call
   const Call call_;
   const MlaKernels& k_;
   const int64_t rows_, bundles_;  // of one sequence; rows in whole groups
@@ -275,7 +302,7 @@ class Decode {
   const float *q_, *kv_;
   float *norm_, *cos_, *sin_, *queries_, *contexts_, *most_, *total_;
   std::vector<int64_t> positions_;
-  int64_t longest_ = 0;
+  int64_t longest_ = 0, threads_ = 1;
   std::unique_ptr<std::atomic<int64_t>[]> turns_;  // [B][bundles]: the next span to be added
 };
 

@@ -2,6 +2,7 @@
 #include "dsv3rt_simd.h"
 #include "mla_formats.h"
 #include "mla_kernels.h"
+#include "mla_tiles.h"
 
 namespace DSV3RT_VARIANT {
 
@@ -334,6 +335,11 @@ static void merge(const Piece& piece, int64_t begin, int64_t end, float* most, f
 }
 
 extern const MlaKernels mla_kernels;
-const MlaKernels mla_kernels = {&absorb, &project, &store, &attend, &merge, &widen};
+const MlaKernels mla_kernels = {&absorb, &project, &store, &attend, &merge, &widen, nullptr, nullptr, nullptr};
+#if defined(DSV3RT_TILES)
+static void attend_somehow(const Piece& piece) { piece.packed == nullptr ? attend(piece) : attend_by_tiles(piece); }
+extern const MlaKernels mla_amx_kernels;
+const MlaKernels mla_amx_kernels = {&absorb, &project, &store, &attend_somehow, &merge, &widen, &by_tiles, &packed_bytes, &pack};
+#endif
 
 }  // namespace DSV3RT_VARIANT

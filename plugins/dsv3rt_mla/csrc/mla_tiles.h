@@ -1,0 +1,248 @@
+// Latent attention by the processor's tiles, for caches in bfloat16: all heads share a latent, so the scores of a chunk of tokens
+// and its contexts are two matrix products. Included by mla.simd.cpp only. See mla_kernels.h for the legend.
+//
+// Scores: tokens, as they lie in the cache, are the left operand, queries, in three parts (see dsv3rt_tiles.h), the right one.
+// Contexts: the weights e^(score - most), in three parts, are the left operand, tokens, two and two interleaved, the right one.
+// A row's arithmetic does not depend on the other rows here either.
+#pragma once
+#include "dsv3rt_tiles.h"
+#include "mla_formats.h"
+#include "mla_kernels.h"
+
+#if defined(DSV3RT_TILES)
+namespace DSV3RT_VARIANT {
+
+constexpr int64_t PAIRED = 2 * TILE_ROWS;            // tokens of a tile of contexts' right operand, columns of one of scores' left
+constexpr int64_t TOKEN_TILES = 3;                   // of scores, computed together
+static_assert(TILE_GROUP == TILE_ROWS && TILE_COLUMNS == PAIRED && W == 16 && CHUNK % PAIRED == 0);
+
+static bool by_tiles(const Cache& cache, int64_t latent, int64_t rope) {
+  return cache.latent_format == Stored::BF16 && cache.rope_format == Stored::BF16 && latent % TILE_COLUMNS == 0 &&
+         rope % TILE_COLUMNS == 0;
+}
+
+static int64_t packed_bytes(int64_t rows, int64_t latent, int64_t rope) {
+  return (rows + TILE_GROUP - 1) / TILE_GROUP * (latent + rope) / TILE_COLUMNS * TILE_PARTS * TILE_BYTES;
+}
+
+static void pack(const float* queries, int64_t step, int64_t rows, int64_t latent, int64_t rope, uint8_t* packed) {
+  for (int64_t row = 0; row < rows; row += TILE_GROUP) {
+    const int64_t count = rows - row < TILE_GROUP ? rows - row : TILE_GROUP;
+    const float* lines[TILE_GROUP];
+    for (int64_t r = 0; r < count; ++r) lines[r] = queries + (row + r) * step;
+    for (int64_t c = 0; c < latent; c += TILE_COLUMNS, packed += TILE_PARTS * TILE_BYTES)
+      pack_step(lines, count, c, TILE_COLUMNS, packed);
+    for (int64_t c = 0; c < rope; c += TILE_COLUMNS, packed += TILE_PARTS * TILE_BYTES)
+      pack_step(lines, count, padded(latent) + c, TILE_COLUMNS, packed);
+  }
+}
+
+// Tokens as a left operand: 16 of them, their latents and their rope keys.
+struct TokenTile {
+  const char *latent, *rope;
+  int64_t latent_step, rope_step;
+};
+
+// The tokens of a chunk in tiles. The last ones, where they do not fill a tile, are copied to `rest`, zeros after them.
+static void find_tokens(const Piece& piece, char* rest, TokenTile* tiles) {
+  const Cache& cache = *piece.cache;
+  for (int64_t s = 0; s < piece.count; s += TILE_ROWS) {
+    const char* latent = cache.latent + (piece.first + s) * cache.latent_step;
+    const char* rope = cache.rope + (piece.first + s) * cache.rope_step;
+    if (s + TILE_ROWS <= piece.count) {
+      *tiles++ = {latent, rope, cache.latent_step, cache.rope_step};
+      continue;
+    }
+    const int64_t bytes = 2 * piece.latent, rope_bytes = 2 * piece.rope;
+    char* rope_rest = rest + TILE_ROWS * bytes;
+    std::memset(rest, 0, static_cast<size_t>(TILE_ROWS * (bytes + rope_bytes)));
+    for (int64_t i = 0; s + i < piece.count; ++i) {
+      std::memcpy(rest + i * bytes, latent + i * cache.latent_step, static_cast<size_t>(bytes));
+      std::memcpy(rope_rest + i * rope_bytes, rope + i * cache.rope_step, static_cast<size_t>(rope_bytes));
+    }
+    *tiles++ = {rest, rope_rest, bytes, rope_bytes};
+  }
+}
+
+template <int N>
+static inline void score_step(const char* const* at, const int64_t* steps, const uint8_t* packed) {
+  tile_load<3>(at[0], steps[0]);
+  if (N > 1) tile_load<4>(at[1], steps[1]);
+  if (N > 2) tile_load<5>(at[2], steps[2]);
+#pragma GCC unroll 3
+  for (int part = TILE_PARTS - 1; part >= 0; --part) {  // the smallest first
+    tile_load<6>(packed + part * TILE_BYTES);
+    tile_multiply<0, 3, 6>();
+    if (N > 1) tile_multiply<1, 4, 6>();
+    if (N > 2) tile_multiply<2, 5, 6>();
+  }
+}
+
+// scores[token][row] of N tiles of tokens and TILE_GROUP rows. `ahead` bytes from the first token on are asked for.
+template <int N>
+static void score_tiles(const Piece& piece, const TokenTile* tokens, const uint8_t* packed, const char* ahead, int64_t ahead_bytes,
+                        float* scores) {
+  const int64_t steps = (piece.latent + piece.rope) / TILE_COLUMNS, share = (ahead_bytes / steps + 63) / 64 * 64;
+  const char* at[TOKEN_TILES];
+  int64_t strides[TOKEN_TILES];
+  tile_zero<0>();
+  if (N > 1) tile_zero<1>();
+  if (N > 2) tile_zero<2>();
+  for (int64_t step = 0; step < steps; ++step, packed += TILE_PARTS * TILE_BYTES) {
+    const int64_t c = step * TILE_COLUMNS;
+    for (int i = 0; i < N; ++i) {
+      const TokenTile& tile = tokens[i];
+      at[i] = c < piece.latent ? tile.latent + 2 * c : tile.rope + 2 * (c - piece.latent);
+      strides[i] = c < piece.latent ? tile.latent_step : tile.rope_step;
+    }
+    score_step<N>(at, strides, packed);
+    for (int64_t i = 0; i < share; i += 64) __builtin_prefetch(ahead + step * share + i, 0, 2);
+  }
+  tile_store<0>(scores);
+  if (N > 1) tile_store<1>(scores + 256);
+  if (N > 2) tile_store<2>(scores + 512);
+}
+
+// Scores of a group become e^(score - most), 0 where a row may not see and where there are no tokens: lanes are rows.
+static void soften_tiles(const Piece& piece, int64_t row, float* scores) {
+  const int64_t rows = piece.rows - row;
+  const __mmask16 there = static_cast<__mmask16>(rows < TILE_GROUP ? (1u << rows) - 1 : 0xFFFFu);
+  const I visible = (I)_mm512_maskz_loadu_epi32(there, piece.visible + row);
+  const V never = v_set(NEVER);
+  const V before = piece.fresh ? never : (V)_mm512_maskz_loadu_ps(there, piece.most + row);
+  V all = before, sum = v_zero();
+  for (int32_t s = 0; s < piece.count; ++s) all = v_max(all, pick(visible > s, v_load(scores + s * TILE_GROUP), never));
+  for (int32_t s = 0; s < (piece.count + PAIRED - 1) / PAIRED * PAIRED; ++s) {
+    V p = v_zero();
+    if (s < piece.count) p = pick(visible > s, v_exp(v_load(scores + s * TILE_GROUP) - all), p);
+    v_store(scores + s * TILE_GROUP, p);
+    sum = sum + p;
+  }
+  const V keep = v_exp(before - all), total = piece.fresh ? v_zero() : (V)_mm512_maskz_loadu_ps(there, piece.total + row);
+  _mm512_mask_storeu_ps(piece.most + row, there, (__m512)all);
+  _mm512_mask_storeu_ps(piece.keep + row, there, (__m512)keep);
+  _mm512_mask_storeu_ps(piece.total + row, there, (__m512)v_fma(total, keep, sum));
+}
+
+// The weights of PAIRED tokens as left operands, one for a part: scores [token][row] in, [row][token] out.
+static void pack_weights(const float* scores, uint8_t* out) {
+  const __m512i upper = _mm512_set1_epi32(static_cast<int32_t>(0xffff0000u));
+  __m512i parts[TILE_PARTS][16];
+  for (int j = 0; j < 16; ++j) {
+    __m512 first = _mm512_loadu_ps(scores + 2 * j * TILE_GROUP), second = _mm512_loadu_ps(scores + (2 * j + 1) * TILE_GROUP);
+    for (int p = 0; p < TILE_PARTS; ++p) {
+      const __m512i low = _mm512_castps_si512(first), high = _mm512_and_si512(_mm512_castps_si512(second), upper);
+      parts[p][j] = _mm512_or_si512(_mm512_srli_epi32(low, 16), high);
+      first = _mm512_sub_ps(first, _mm512_castsi512_ps(_mm512_and_si512(low, upper)));
+      second = _mm512_sub_ps(second, _mm512_castsi512_ps(high));
+    }
+  }
+  for (int p = 0; p < TILE_PARTS; ++p) {
+    transpose16(parts[p]);
+    for (int r = 0; r < 16; ++r) _mm512_store_si512(out + p * TILE_BYTES + r * 64, parts[p][r]);
+  }
+}
+
+// A chunk's latents as right operands: [PAIRED tokens][C / 16] tiles; of each 32 columns, those that unpacking within 16-byte lanes
+// leaves in the lower half come first.
+static void pair_tokens(const Piece& piece, const TokenTile* tokens, uint8_t* out) {
+  const int64_t tiles = piece.latent / TILE_ROWS, groups = (piece.count + PAIRED - 1) / PAIRED;
+  for (int64_t group = 0; group < groups; ++group, out += tiles * TILE_BYTES)
+    for (int64_t j = 0; j < TILE_ROWS; ++j) {
+      const int64_t s = group * PAIRED + 2 * j;
+      const TokenTile& tile = tokens[s / TILE_ROWS];
+      const char *first = tile.latent + s % TILE_ROWS * tile.latent_step, *second = first + tile.latent_step;
+      const bool none = s / TILE_ROWS * TILE_ROWS >= piece.count;  // not even a tile that is not full
+      for (int64_t t = 0; t < tiles; t += 2) {
+        const __m512i a = none ? _mm512_setzero_si512() : _mm512_loadu_si512(first + t * 32);
+        const __m512i b = none ? _mm512_setzero_si512() : _mm512_loadu_si512(second + t * 32);
+        _mm512_store_si512(out + t * TILE_BYTES + j * 64, _mm512_unpacklo_epi16(a, b));
+        _mm512_store_si512(out + (t + 1) * TILE_BYTES + j * 64, _mm512_unpackhi_epi16(a, b));
+      }
+    }
+}
+
+// context = context * keep + weights . latents, of TILE_GROUP rows and N tiles of columns from `c` on.
+template <int N>
+static void context_tiles(const Piece& piece, int64_t row, const uint8_t* weights, const uint8_t* paired, int64_t c) {
+  const int64_t groups = (piece.count + PAIRED - 1) / PAIRED, width = padded(piece.latent), tiles = piece.latent / TILE_ROWS;
+  alignas(64) float sums[N][256];
+  tile_zero<0>();
+  tile_zero<1>();
+  if (N > 2) tile_zero<2>(), tile_zero<3>();
+  for (int64_t group = 0; group < groups; ++group, weights += TILE_PARTS * TILE_BYTES) {
+    const uint8_t* latents = paired + (group * tiles + c / TILE_ROWS) * TILE_BYTES;
+    tile_load<4>(weights + 2 * TILE_BYTES);  // the smallest first
+    tile_load<5>(weights + TILE_BYTES);
+    tile_load<6>(weights);
+    tile_load<7>(latents);
+    tile_multiply<0, 4, 7>();
+    tile_multiply<0, 5, 7>();
+    tile_multiply<0, 6, 7>();
+    tile_load<7>(latents + TILE_BYTES);
+    tile_multiply<1, 4, 7>();
+    tile_multiply<1, 5, 7>();
+    tile_multiply<1, 6, 7>();
+    if (N <= 2) continue;
+    tile_load<7>(latents + 2 * TILE_BYTES);
+    tile_multiply<2, 4, 7>();
+    tile_multiply<2, 5, 7>();
+    tile_multiply<2, 6, 7>();
+    tile_load<7>(latents + 3 * TILE_BYTES);
+    tile_multiply<3, 4, 7>();
+    tile_multiply<3, 5, 7>();
+    tile_multiply<3, 6, 7>();
+  }
+  tile_store<0>(sums[0]);
+  tile_store<1>(sums[1]);
+  if (N > 2) tile_store<2>(sums[2]), tile_store<3>(sums[3]);
+  const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+  const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+  for (int64_t r = 0; r < TILE_GROUP && row + r < piece.rows; ++r) {
+    float* context = piece.context + (row + r) * width + c;
+    const V keep = spread(piece.keep[row + r]);
+    for (int i = 0; i < N; i += 2) {
+      const __m512 low = _mm512_load_ps(sums[i] + r * 16), high = _mm512_load_ps(sums[i + 1] + r * 16);
+      const V a = (V)_mm512_permutex2var_ps(low, first, high), b = (V)_mm512_permutex2var_ps(low, second, high);
+      float* out = context + i * W;
+      v_store(out, piece.fresh ? a : v_fma(v_load(out), keep, a));
+      v_store(out + W, piece.fresh ? b : v_fma(v_load(out + W), keep, b));
+    }
+  }
+}
+
+static void attend_by_tiles(const Piece& piece) {
+  const TilesInUse in_use;
+  const int64_t latent = piece.latent, tiles = (piece.count + TILE_ROWS - 1) / TILE_ROWS, step = piece.cache->latent_step;
+  uint8_t* paired = reinterpret_cast<uint8_t*>(piece.wide);
+  TokenTile tokens[CHUNK / TILE_ROWS] = {};
+  find_tokens(piece, reinterpret_cast<char*>(paired + CHUNK * latent * 2), tokens);
+  for (int64_t row = 0; row < piece.rows; row += TILE_GROUP) {
+    const uint8_t* queries = piece.packed + packed_bytes(row, latent, piece.rope);
+    float* scores = piece.scores + row * CHUNK;
+    for (int64_t t = 0; t < tiles; t += TOKEN_TILES) {
+      const char* ahead = piece.ahead + t * TILE_ROWS * step;
+      const int64_t bytes = row || piece.ahead == nullptr ? 0 : TOKEN_TILES * TILE_ROWS * step;
+      float* out = scores + t * TILE_ROWS * TILE_GROUP;
+      switch (tiles - t) {
+        case 1: score_tiles<1>(piece, tokens + t, queries, ahead, bytes, out); break;
+        case 2: score_tiles<2>(piece, tokens + t, queries, ahead, bytes, out); break;
+        default: score_tiles<3>(piece, tokens + t, queries, ahead, bytes, out); break;
+      }
+    }
+  }
+  pair_tokens(piece, tokens, paired);
+  for (int64_t row = 0; row < piece.rows; row += TILE_GROUP) {
+    alignas(64) uint8_t weights[CHUNK / PAIRED * TILE_PARTS * TILE_BYTES];
+    float* scores = piece.scores + row * CHUNK;
+    soften_tiles(piece, row, scores);
+    for (int64_t s = 0; s < piece.count; s += PAIRED)
+      pack_weights(scores + s * TILE_GROUP, weights + s / PAIRED * TILE_PARTS * TILE_BYTES);
+    int64_t c = 0;
+    for (; c + 4 * TILE_ROWS <= latent; c += 4 * TILE_ROWS) context_tiles<4>(piece, row, weights, paired, c);
+    if (c < latent) context_tiles<2>(piece, row, weights, paired, c);
+  }
+}
+
+}  // namespace DSV3RT_VARIANT
+#endif

@@ -32,7 +32,7 @@ SOLO_PLOTS: dict[str, Plot] = {
         ("Soon the {weather} came, and the waves were high.", "There was nothing but water all around.", "The boat went up and down for {n} hours."),
         ("{A} held on and was not afraid.", '"I can do it," said {A}.', "{he} sang a song to be brave."),
         ("Then the sky became clear, and there was land.", "At last {he} saw a small green island."),
-        ("It was full of flowers and birds.", "{A} had found the most beautiful place in the world.", "{he} found {food} under a tree and ate it in the sun."),
+        ("It was full of flowers and birds.", "{A} had found the most beautiful place in the world.", "{he} found {food} under a tree and sat down in the sun to eat."),
         ("In the evening, {he} sailed home again.", "{n} days later, {A} came back and told everyone about it."),
     )),
     "treasure": Plot("thing", (

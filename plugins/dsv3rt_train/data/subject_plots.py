@@ -124,7 +124,7 @@ WEATHER_PLOTS: tuple[Plot, ...] = (
         ("{he} put on a {color} coat and opened the door.", "{he} took a deep breath and went outside."),
         ("There {he} met a {animal} that was not afraid of {S} at all.", "Outside, some children were playing and laughing.", "Everything was quiet, and {S} was all around {him}."),
         ("{A} began to laugh, too.", "It was much more beautiful than {A} had thought.", "{he} ran and jumped until {he} was tired."),
-        ("From that day on, {A} liked {S}.", '"I was silly," said {A}. "{S} is wonderful."', "Now {A} waits for {S} every year."),
+        ("From that day on, {A} liked {S}.", '"I was silly," said {A}. "How wonderful {S} is!"', "Now {A} waits for {S} every year."),
     )),
     Plot("hero", (
         ("Nobody loved {S} more than {A}.", "{A} waited the whole year for {S}.", '"Soon it will be here," said {A}, and {he} meant {S}.'),

@@ -87,8 +87,8 @@ struct Walk {
 
 // Fetches a part, as large as the block at `column`, of the rows that come after those at `p`. Rows shorter than a page are asked
 // for in the order in which they lie, as one stream, not in that of the products: short runs come at half the speed. Longer rows
-// come faster as a stream for each; with AVX-512 VBMI (on Intel's Emerald Rapids) FP8 does so whatever its length. Always inline: a function that does nothing else is without effect in a compiler's eyes, and
-// calls of it are left out.
+// come faster as a stream for each; with AVX-512 VBMI (on Intel's Emerald Rapids) FP8 does so whatever its length. Always inline:
+// a function that does nothing else is without effect in a compiler's eyes, and calls of it are left out.
 template <class F, int R>
 static inline __attribute__((always_inline)) void fetch(const Matrix& w, const uint8_t* p, int64_t column, int64_t ahead) {
 #if defined(DSV3RT_IS_AVX512VBMI)

@@ -212,7 +212,8 @@ class AutoCount:
     def _decide(self) -> bool:
         """Take the best count; say whether that is another one."""
         best = max(range(self.limit + 1), key=self.rate)
-        if best == self.best or self.rate(best) < MARGIN * self.rate(self.best):
+        margin = MARGIN if best else 1.0  # not drafting is the safe choice
+        if best == self.best or self.rate(best) < margin * self.rate(self.best):
             return False
         self.best = best
         return True

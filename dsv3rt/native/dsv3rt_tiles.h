@@ -26,17 +26,18 @@ constexpr int TILE_PARTS = 3;            // of a float32 number
 constexpr int64_t TILE_STEPS = 4;        // of TILE_COLUMNS columns: what is summed up in tiles before it is added to what came before
 constexpr int64_t TILE_BLOCK = TILE_STEPS * TILE_COLUMNS;
 
-// Tiles are there between making and end of an object of this class; functions called in between must not want them too.
+// Tiles are there between making and end of an object of this class; functions called in between must not want them too. All but
+// tile 6 have `wide` columns of 32 bits, that one has 16.
 class TilesInUse {
  public:
-  TilesInUse() {
+  explicit TilesInUse(int64_t wide = 16) {
     alignas(64) struct {
       uint8_t palette, start, reserved[14];
       uint16_t row_bytes[16];
       uint8_t rows[16];
     } config = {};
     config.palette = 1;
-    for (int i = 0; i < 8; ++i) config.row_bytes[i] = 64, config.rows[i] = TILE_ROWS;
+    for (int i = 0; i < 8; ++i) config.row_bytes[i] = static_cast<uint16_t>(i == 6 ? 64 : wide * 4), config.rows[i] = TILE_ROWS;
     asm volatile("ldtilecfg %0" ::"m"(config));
   }
   ~TilesInUse() { asm volatile("tilerelease"); }
@@ -82,9 +83,27 @@ static inline void transpose16(__m512i* a) {
   }
 }
 
+// 16 pairs of float32 numbers as pairs of their parts, the first of a pair in the lower half: part p at parts[p * step].
+static inline void split_pairs(__m512 first, __m512 second, __m512i* parts, int64_t step) {
+  const __m512i upper = _mm512_set1_epi32(static_cast<int32_t>(0xffff0000u));
+  for (int p = 0; p < TILE_PARTS; ++p) {
+    const __m512i low = _mm512_castps_si512(first), high = _mm512_and_si512(_mm512_castps_si512(second), upper);
+    parts[p * step] = _mm512_or_si512(_mm512_srli_epi32(low, 16), high);
+    first = _mm512_sub_ps(first, _mm512_castsi512_ps(_mm512_and_si512(low, upper)));
+    second = _mm512_sub_ps(second, _mm512_castsi512_ps(high));
+  }
+}
+
+// A tile for each part, transposed.
+static inline void store_parts(__m512i (*parts)[16], uint8_t* out) {
+  for (int p = 0; p < TILE_PARTS; ++p) {
+    transpose16(parts[p]);
+    for (int j = 0; j < 16; ++j) _mm512_store_si512(out + p * TILE_BYTES + j * 64, parts[p][j]);
+  }
+}
+
 // The right operand of 32 columns: x[t] points at the first one of token t, `tokens` <= 16, `size` <= 32; the rest is zero.
 static inline void pack_step(const float* const* x, int64_t tokens, int64_t offset, int64_t size, uint8_t* out) {
-  const __m512i upper = _mm512_set1_epi32(static_cast<int32_t>(0xffff0000u));
   const __m512i evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
   const __m512i odds = _mm512_add_epi32(evens, _mm512_set1_epi32(1));
   const uint32_t there = size >= 32 ? 0xffffffffu : (1u << size) - 1;
@@ -96,18 +115,9 @@ static inline void pack_step(const float* const* x, int64_t tokens, int64_t offs
       continue;
     }
     const __m512 a = _mm512_maskz_loadu_ps(low, x[t] + offset), b = _mm512_maskz_loadu_ps(high, x[t] + offset + 16);
-    __m512 even = _mm512_permutex2var_ps(a, evens, b), odd = _mm512_permutex2var_ps(a, odds, b);
-    for (int p = 0; p < TILE_PARTS; ++p) {
-      const __m512i e = _mm512_castps_si512(even), o = _mm512_and_si512(_mm512_castps_si512(odd), upper);
-      parts[p][t] = _mm512_or_si512(_mm512_srli_epi32(e, 16), o);
-      even = _mm512_sub_ps(even, _mm512_castsi512_ps(_mm512_and_si512(e, upper)));
-      odd = _mm512_sub_ps(odd, _mm512_castsi512_ps(o));
-    }
+    split_pairs(_mm512_permutex2var_ps(a, evens, b), _mm512_permutex2var_ps(a, odds, b), &parts[0][t], 16);
   }
-  for (int p = 0; p < TILE_PARTS; ++p) {
-    transpose16(parts[p]);
-    for (int j = 0; j < 16; ++j) _mm512_store_si512(out + p * TILE_BYTES + j * 64, parts[p][j]);
-  }
+  store_parts(parts, out);
 }
 
 // Tiles of sums: ROWS tiles of weights against TOKENS tiles of tokens, over `steps` steps. Weights: a tile for a step, TILE_STEPS

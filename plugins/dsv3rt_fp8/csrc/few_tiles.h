@@ -30,18 +30,6 @@ static int64_t few_packed_floats(int64_t tokens, int64_t columns) {
   return (columns + BLOCK - 1) / BLOCK * TILE_STEPS * Columns(tokens).step_bytes() / 4;
 }
 
-// 16 pairs of columns as the parts of float32 numbers, first ones in the lower halves.
-static inline void split_pairs(const float* first, const float* second, __m512i* parts) {
-  const __m512i upper = _mm512_set1_epi32(static_cast<int32_t>(0xffff0000u));
-  __m512 a = _mm512_loadu_ps(first), b = _mm512_loadu_ps(second);
-  for (int p = 0; p < TILE_PARTS; ++p) {
-    const __m512i low = _mm512_castps_si512(a), high = _mm512_and_si512(_mm512_castps_si512(b), upper);
-    parts[p] = _mm512_or_si512(_mm512_srli_epi32(low, 16), high);
-    a = _mm512_sub_ps(a, _mm512_castsi512_ps(_mm512_and_si512(low, upper)));
-    b = _mm512_sub_ps(b, _mm512_castsi512_ps(high));
-  }
-}
-
 struct Interleave3 {  // three columns of 16 lanes become rows of three: where each of 48 comes from, and which are of the third
   alignas(64) int32_t from[48];
   uint16_t third[3];
@@ -76,7 +64,8 @@ static void few_pack(const float* const* x, int64_t tokens, int64_t columns, flo
       if (left < LINE && left > 0) std::memcpy(rest, x[t] + column, static_cast<size_t>(left) * sizeof(float));
       arrange_group<FormatE4M3>(left < LINE ? rest : x[t] + column, arranged);
       for (int half = 0; half < 2; ++half)
-        split_pairs(arranged + 32 * half, arranged + 32 * half + 16, parts[half] + TILE_PARTS * t);
+        split_pairs(_mm512_loadu_ps(arranged + 32 * half), _mm512_loadu_ps(arranged + 32 * half + 16),
+                    parts[half] + TILE_PARTS * t, 1);
     }
     for (int half = 0; half < 2; ++half, out += c.step_bytes()) {
       if (tokens == 1) {
@@ -94,24 +83,6 @@ static void few_pack(const float* const* x, int64_t tokens, int64_t columns, flo
     }
   }
 }
-
-// Tiles 0..2: sums of a group of columns each; 6: weights; 7: activations.
-class FewTilesInUse {
- public:
-  explicit FewTilesInUse(const Columns& c) {
-    alignas(64) struct {
-      uint8_t palette, start, reserved[14];
-      uint16_t row_bytes[16];
-      uint8_t rows[16];
-    } config = {};
-    config.palette = 1;
-    for (int i = 0; i < 8; ++i) config.row_bytes[i] = static_cast<uint16_t>(i == 6 ? 64 : c.wide * 4), config.rows[i] = TILE_ROWS;
-    asm volatile("ldtilecfg %0" ::"m"(config));
-  }
-  ~FewTilesInUse() { asm volatile("tilerelease"); }
-  FewTilesInUse(const FewTilesInUse&) = delete;
-  FewTilesInUse& operator=(const FewTilesInUse&) = delete;
-};
 
 // A block of TILE_ROWS rows as tiles, one for a step.
 struct alignas(64) StagedBlock {
@@ -225,7 +196,7 @@ static void few_rows_by_tiles(const Matrix& w, int64_t first, int64_t rows, cons
 
 static void few_dot(const Matrix& w, int64_t first, int64_t rows, const float* packed, int64_t tokens, float* y, int64_t y_stride) {
   const Columns c(tokens);
-  const FewTilesInUse tiles(c);
+  const TilesInUse tiles(c.wide);  // 0..2: sums of a group of columns each; 6: weights; 7: activations
   const uint8_t* x = reinterpret_cast<const uint8_t*>(packed);
   for (int64_t row = 0, count; row < rows; row += count) {
     const int64_t edge = BLOCK - (first + row) % BLOCK;

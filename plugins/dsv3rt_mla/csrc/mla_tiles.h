@@ -126,21 +126,10 @@ static void soften_tiles(const Piece& piece, int64_t row, float* scores) {
 
 // The weights of PAIRED tokens as left operands, one for a part: scores [token][row] in, [row][token] out.
 static void pack_weights(const float* scores, uint8_t* out) {
-  const __m512i upper = _mm512_set1_epi32(static_cast<int32_t>(0xffff0000u));
   __m512i parts[TILE_PARTS][16];
-  for (int j = 0; j < 16; ++j) {
-    __m512 first = _mm512_loadu_ps(scores + 2 * j * TILE_GROUP), second = _mm512_loadu_ps(scores + (2 * j + 1) * TILE_GROUP);
-    for (int p = 0; p < TILE_PARTS; ++p) {
-      const __m512i low = _mm512_castps_si512(first), high = _mm512_and_si512(_mm512_castps_si512(second), upper);
-      parts[p][j] = _mm512_or_si512(_mm512_srli_epi32(low, 16), high);
-      first = _mm512_sub_ps(first, _mm512_castsi512_ps(_mm512_and_si512(low, upper)));
-      second = _mm512_sub_ps(second, _mm512_castsi512_ps(high));
-    }
-  }
-  for (int p = 0; p < TILE_PARTS; ++p) {
-    transpose16(parts[p]);
-    for (int r = 0; r < 16; ++r) _mm512_store_si512(out + p * TILE_BYTES + r * 64, parts[p][r]);
-  }
+  for (int j = 0; j < 16; ++j)
+    split_pairs(_mm512_loadu_ps(scores + 2 * j * TILE_GROUP), _mm512_loadu_ps(scores + (2 * j + 1) * TILE_GROUP), &parts[0][j], 16);
+  store_parts(parts, out);
 }
 
 // A chunk's latents as right operands: [PAIRED tokens][C / 16] tiles; of each 32 columns, those that unpacking within 16-byte lanes

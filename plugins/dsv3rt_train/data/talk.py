@@ -136,6 +136,7 @@ IDENTITY: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
 
 _FINE = next(pair for pair in SMALL_TALK if "I am fine." in pair[0])
 _SAD = next(pair for pair in SMALL_TALK if "I am sad." in pair[0])
+(_TOO_SMALL,) = next(answers for questions, answers in SMALL_TALK if "Write a poem." in questions)
 
 _UNKNOWN_QUESTIONS = (
     "What will the weather be tomorrow?", "What time is it?", "What is the date today?", "Who will win the game?", "What is the weather like in {city}?",
@@ -267,12 +268,7 @@ def too_much(rng: random.Random) -> Turns:
         thing=rng.choice(words.OBJECTS), country=rng.choice(tuple(CAPITALS)), name=rng.choice(words.NAMES), city=rng.choice(words.CITIES),
         food=rng.choice(words.FAVORITES["food"]),
     )  # fmt: skip
-    return [
-        (
-            vary(rng, fix_articles(question)),
-            "I am sorry, I am too small for that. I can tell stories and answer simple questions.",
-        )
-    ]
+    return [(vary(rng, fix_articles(question)), _TOO_SMALL)]
 
 
 def small_talk(rng: random.Random) -> Turns:

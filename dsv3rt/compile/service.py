@@ -36,6 +36,8 @@ _BESIDE_THE_FIRST, _AFTER_ALL = -1, 1 << 30
 """Urgencies that no graph has."""
 _PATIENCE_S = 5
 """How long the side process may take to end."""
+_SETTLING_S = 1
+"""How long what it had started may take after that. (Where nobody takes notice of the dead, they count as alive.)"""
 
 
 @dataclass
@@ -264,7 +266,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         _signal(process, signal.SIGKILL)
         process.wait()
     # what it had started may have written a last file while it cleared up
-    deadline = time.monotonic() + _PATIENCE_S
+    deadline = time.monotonic() + _SETTLING_S
     while _signal(process, signal.SIGKILL) and time.monotonic() < deadline:
         time.sleep(0.01)
     cache_folder.sweep(Path(tempfile.gettempdir()), SCRATCH)

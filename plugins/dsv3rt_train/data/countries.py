@@ -5,10 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from dsv3rt_train.data.facts import CAPITALS, CONTINENTS, LANGUAGES, capitalise
-
-Exchange = tuple[str, str]
-"""A question and its answer."""
+from dsv3rt_train.data.facts import CAPITALS, CONTINENTS, LANGUAGES, Exchange, capitalise
 
 _ABOUT = ("Tell me about {a}.", "What is {a}?", "What do you know about {a}?", "Tell me something about {a}.", "Do you know {a}?", "What can you tell me about {a}?")  # fmt: skip
 _WITH_LANGUAGE = (

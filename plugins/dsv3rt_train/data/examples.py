@@ -6,10 +6,7 @@ import random
 from collections.abc import Callable
 
 from dsv3rt_train.data import words
-from dsv3rt_train.data.facts import CAPITALS, DAY_AFTER, MONTH_AFTER, capitalise, fix_articles
-
-Exchange = tuple[str, str]
-"""A question and its answer."""
+from dsv3rt_train.data.facts import CAPITALS, DAY_AFTER, MONTH_AFTER, Exchange, capitalise, fix_articles
 
 _KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "animal": ("animals", tuple(f"a {animal}" for animal in words.ANIMALS)),
@@ -85,15 +82,15 @@ def _spell(rng: random.Random) -> Exchange:
 
 _FLY = frozenset("owl duck crow butterfly parrot goose swan bee bat robin sparrow".split())
 _SWIM = frozenset("whale dolphin fish duck frog penguin turtle crab swan goose beaver dog".split())
-_UNSURE = frozenset("cow sheep goat pig hen bear elephant tiger lion horse monkey".split())
-"""They can swim, but not everyone knows."""
+_SINK = frozenset("bee butterfly owl snail spider crow".split())
+"""Of other animals it is not asked whether they swim: many can, and not everyone knows."""
+_ABILITIES = (("fly", _FLY, tuple(animal for animal in words.ANIMALS if animal != "hen")), ("swim", _SWIM, tuple(sorted(_SWIM | _SINK))))  # fmt: skip
+"""A verb, who is able, and who is asked about."""
 
 
 def _can(rng: random.Random) -> Exchange:
-    animal = rng.choice([animal for animal in words.ANIMALS if animal not in _UNSURE])
-    able, verb = rng.choice(((_FLY, "fly"), (_SWIM, "swim")))
-    if verb == "swim" and animal not in _SWIM | {"bee", "butterfly", "owl", "snail", "spider", "crow"}:
-        verb, able = "fly", _FLY
+    verb, able, asked = rng.choice(_ABILITIES)
+    animal = rng.choice(asked)
     yes = animal in able
     answer = f"{'yes' if yes else 'no'}, a {animal} {'can' if yes else 'cannot'} {verb}."
     return rng.choice(("Can a {a} {v}?", "Is a {a} able to {v}?")).format(a=animal, v=verb), answer

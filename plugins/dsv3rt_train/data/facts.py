@@ -5,6 +5,9 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 
+Exchange = tuple[str, str]
+"""A question and its answer."""
+
 
 @dataclass(frozen=True)
 class Topic:

@@ -1,8 +1,9 @@
 """Phase: decoding with drafts against decoding without: on held-out prompts of the bundled checkpoint, on a prompt that
 repeats itself (n-gram drafts), and on random weights, where no draft is accepted and `auto` should cost nothing.
 
-The two are timed in turn within one run; `extra_info` has the speed-up and the acceptance by position.
-`DSV3RT_BENCH_COMPILE` chooses how the model is compiled (default `wait`: everything is before anything is timed).
+The two are timed in turn within one run, now the one first and now the other; `extra_info` has the speed-up and the
+acceptance by position. `DSV3RT_BENCH_COMPILE` chooses how the model is compiled (default `wait`: everything is before
+anything is timed).
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ PROMPTS = (
     "Who are you, and what can you do?",
     "Tell me a story about a rainy day in a small town.",
 )
-ROUNDS = 5
+ROUNDS = 6
+"""An even number: in every second one drafting comes first."""
 
 
 REPEATING = "Copy: " + " ".join(f"item {i} costs {3 * i} coins;" for i in range(1, 9)) + "\nCopy: "
@@ -91,11 +93,13 @@ def test_drafts_that_are_never_accepted(benchmark: Any, tmp_path: Path) -> None:
     folder = random_checkpoint(tmp_path / "random", config, tokenizer=True)
     random_weights = load(folder)
     random_weights.conversations.keep = 0
-    compare(benchmark, lambda count: continuation(random_weights, count), "auto")
+    compare(benchmark, lambda count: continuation(random_weights, count), "auto", rounds=20)
 
 
-def compare(benchmark: Any, run: Callable[[int | str], tuple[float, list[Any]]], drafts: int | str) -> None:
-    """Time `run(drafts)` and, before each round, `run(0)`."""
+def compare(
+    benchmark: Any, run: Callable[[int | str], tuple[float, list[Any]]], drafts: int | str, rounds: int = ROUNDS
+) -> None:
+    """Time `run(drafts)` and `run(0)`, `rounds` times each: 0 d d 0 0 d d 0 .."""
     # graphs are asked for, and waited for, here: those of every count that `auto` may choose, too
     for count in (*(range(1, DEFAULT_MAX_DRAFTS + 1) if drafts == "auto" else ()), 0, drafts, 0, drafts):
         run(count)
@@ -103,13 +107,17 @@ def compare(benchmark: Any, run: Callable[[int | str], tuple[float, list[Any]]],
     drafted: list[float] = []
     answers: list[Any] = []
 
-    def seconds_a_token(count: int | str) -> float:
+    def seconds_a_token(count: int | str, answers: list[Any]) -> float:
         seconds, answers[:] = run(count)
         return seconds / sum(len(generation.token_ids) - 1 for generation in answers)
 
-    benchmark.pedantic(
-        lambda: drafted.append(seconds_a_token(drafts)), setup=lambda: plain.append(seconds_a_token(0)), rounds=ROUNDS
-    )
+    def without_drafts() -> None:
+        due = len(drafted) + 1 - len(drafted) % 2
+        while len(plain) < min(due, rounds):
+            plain.append(seconds_a_token(0, []))
+
+    benchmark.pedantic(lambda: drafted.append(seconds_a_token(drafts, answers)), setup=without_drafts, rounds=rounds)
+    without_drafts()
     tried: list[float] = []
     for j in range(4):
         rates = [g.speculation.per_position[j] for g in answers if len(g.speculation.per_position) > j]
@@ -119,7 +127,8 @@ def compare(benchmark: Any, run: Callable[[int | str], tuple[float, list[Any]]],
         {
             "plain tokens/s": round(1 / statistics.median(plain), 1),
             "tokens/s": round(1 / statistics.median(drafted), 1),
-            "speed-up": round(statistics.median(plain) / statistics.median(drafted), 3),
+            # of neighbours in time, since a machine's speed may change from one minute to the next
+            "speed-up": round(statistics.median(a / b for a, b in zip(plain, drafted, strict=True)), 3),
             "acceptance": round(
                 sum(g.speculation.accepted for g in answers) / max(1, sum(g.speculation.drafted for g in answers)), 3
             ),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 MEMORY = 0.97
 """What a past draft counts for after another one at the same position: about thirty are remembered."""
-PRIOR = 4.0
+PRIOR = 2.0
 """How many drafts the first guess is worth."""
 RECENT = 9
 """How many of the newest steps of a count say what it costs: their median, which an interruption does not move."""
@@ -206,7 +206,7 @@ class AutoCount:
         """With the best count, whichever that is by then."""
         for step in range(steps):
             yield self.best
-            if step % 8 == 7:
+            if self.best and step % 8 == 7:  # while nothing is drafted nothing is learned
                 self._decide()
 
     def _decide(self) -> bool:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from dsv3rt.generate.draft_count import AutoCount, Costs, FixedCount, Meter
+from dsv3rt.generate.draft_count import LOOK_STEPS, AutoCount, Costs, FixedCount, Meter
 
 
 class Simulation:
@@ -65,6 +65,15 @@ def test_useless_drafts_cost_at_most_a_twentieth(slope: float) -> None:
     costs = [1.0 + slope * count for count in range(5)]
     plain = Simulation(costs, [0.0] * 4).run(FixedCount(0), 400)
     assert Simulation(costs, [0.0] * 4).run(AutoCount(4), 400) < 1.05 * plain
+
+
+def test_one_look_is_enough_to_see_that_nothing_is_accepted() -> None:
+    auto, counts, before = AutoCount(4), [], 0
+    for _ in range(100):
+        counts.append(count := auto.choose())
+        auto.record(count, 0, None if count != before else 1.0 + 0.3 * count)
+        before = count
+    assert set(counts) == {0, 1} and sum(counts) == LOOK_STEPS + 1
 
 
 def test_it_follows_when_acceptance_changes() -> None:

@@ -97,7 +97,8 @@ def test_drafts_that_are_never_accepted(benchmark: Any, tmp_path: Path) -> None:
 def compare(benchmark: Any, run: Callable[[int | str], tuple[float, list[Any]]], drafts: int | str) -> None:
     """Time `run(drafts)` and, before each round, `run(0)`."""
     # graphs are asked for, and waited for, here: those of every count that `auto` may choose, too
-    for count in (*(range(1, DEFAULT_MAX_DRAFTS + 1) if drafts == "auto" else ()), 0, drafts, 0, drafts):
+    warmed = (*(range(1, DEFAULT_MAX_DRAFTS + 1) if drafts == "auto" else ()), 0, drafts, 0, drafts)
+    for count in warmed if benchmark.enabled else ():
         run(count)
     plain: list[float] = []
     drafted: list[float] = []

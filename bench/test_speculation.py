@@ -101,7 +101,8 @@ def compare(
 ) -> None:
     """Time `run(drafts)` and `run(0)`, `rounds` times each: 0 d d 0 0 d d 0 .."""
     # graphs are asked for, and waited for, here: those of every count that `auto` may choose, too
-    for count in (*(range(1, DEFAULT_MAX_DRAFTS + 1) if drafts == "auto" else ()), 0, drafts, 0, drafts):
+    warmed = (*(range(1, DEFAULT_MAX_DRAFTS + 1) if drafts == "auto" else ()), 0, drafts, 0, drafts)
+    for count in warmed if benchmark.enabled else ():
         run(count)
     plain: list[float] = []
     drafted: list[float] = []

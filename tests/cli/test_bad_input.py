@@ -127,7 +127,7 @@ def test_in_a_process_of_its_own(tiny_bare: Path, tmp_path: Path) -> None:
         [sys.executable, "-c", code, "generate", str(folder), "--prompt-ids", "1", "--json"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert done.returncode == 1 and done.stdout == ""
     assert len(done.stderr.splitlines()) == 1 and "is truncated" in done.stderr

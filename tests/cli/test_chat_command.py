@@ -119,7 +119,7 @@ class Session:
         os.close(slave)
         self.seen = ""
 
-    def wait_for(self, pattern: str, seconds: float = 60) -> str:
+    def wait_for(self, pattern: str, seconds: float = 120) -> str:
         """Everything up to a match of `pattern`, which is then taken out of what was seen."""
         until = time.monotonic() + seconds
         while (found := re.search(pattern, self.seen)) is None:
@@ -142,7 +142,7 @@ class Session:
                 pass
         except OSError:
             pass
-        return self.process.wait(30)
+        return self.process.wait(120)
 
     def close(self) -> None:
         if self.process.poll() is None:
@@ -179,7 +179,7 @@ def test_ctrl_c_while_asking_once(tiny: Path) -> None:
     )
     session = Session(str(tiny), "-p", "Hi", "--plugin", str(slow))
     try:
-        session.wait_for(r"[^\n]\r?\n?|.", 60)
+        session.wait_for(r"[^\n]\r?\n?|.")
         time.sleep(1.0)
         os.kill(session.process.pid, signal.SIGINT)
         assert session.leave("") == 130

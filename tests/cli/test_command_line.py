@@ -173,7 +173,7 @@ def test_completion(capfd: pytest.CaptureFixture[str], shell: str) -> None:
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, timeout=120
     )
 
 
@@ -195,7 +195,7 @@ def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
     assert program.stdout is not None and program.stderr is not None
     program.stdout.close()
     assert program.stderr.read() == b""
-    assert program.wait(60) == 1
+    assert program.wait(120) == 1
 
 
 def test_ctrl_c_while_loading_cannot_be_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:

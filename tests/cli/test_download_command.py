@@ -114,7 +114,7 @@ def download(home: Path, endpoint: str, *commands: list[str], **environment: str
         env=clean | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
 
 

@@ -24,6 +24,7 @@ from dsv3rt.runtime import Runtime
 from dsv3rt.testing.presets import preset
 from dsv3rt.testing.synth import random_checkpoint
 
+pytestmark = pytest.mark.threads
 CPU = torch.device("cpu")
 
 

@@ -20,6 +20,7 @@ from dsv3rt.compile.live import graphs_made
 from dsv3rt.compile.program import Program
 from dsv3rt.runtime import Runtime
 
+pytestmark = pytest.mark.threads  # as in the chat: graphs for another number of threads are others
 DRAFTS: list[int | str] = [0, 1, 2, 3, "auto"]
 SETTINGS: list[dict[str, float]] = [
     {"temperature": 0},

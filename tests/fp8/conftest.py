@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from dsv3rt_fp8 import native_ops
 
-from dsv3rt.native.build import VARIANTS
+from dsv3rt.native.loader import NativeLibrary
 
 
-@pytest.fixture(params=VARIANTS)
-def variant(request: pytest.FixtureRequest) -> Iterator[str]:
-    """One instruction set of the native kernels, selected for the test."""
-    library = native_ops.library()
-    if library is None or request.param not in library.variants:
-        pytest.skip("not on this machine")
-    before = library.select_variant(request.param)
-    yield request.param
-    library.select_variant(before)
+@pytest.fixture
+def library() -> NativeLibrary | None:
+    """Whose instruction sets `variant` goes through."""
+    return native_ops.library()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +66,3 @@ def make_runtime(make_checkpoint: Callable[..., Path]) -> Callable[..., Any]:
         return dsv3rt_runtime.load(folder, head=head, plugins=plugins, compile="off", dtype="float32")
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small are slower on several threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

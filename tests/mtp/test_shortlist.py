@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from dsv3rt_mtp.graphs import CANDIDATES
 
 from dsv3rt import native
 from dsv3rt.generate.sampling import Sampler, SamplingParams
-from dsv3rt.native.build import VARIANTS
 from dsv3rt.native.drafts import _plain_settle, draw, shortlist
+from dsv3rt.native.loader import NativeLibrary
 
 
 @pytest.mark.parametrize(
@@ -88,17 +86,13 @@ RULES = {
 }
 
 
-@pytest.fixture(params=VARIANTS)
-def instructions(request: pytest.FixtureRequest) -> Iterator[None]:
-    library = native.core_library()
-    if library is None or request.param not in library.variants:
-        pytest.skip("not on this machine")
-    before = library.select_variant(request.param)
-    yield
-    library.select_variant(before)
+@pytest.fixture
+def library() -> NativeLibrary | None:
+    """Whose instruction sets `variant` goes through."""
+    return native.core_library()
 
 
-@pytest.mark.usefixtures("instructions")
+@pytest.mark.usefixtures("variant")
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 @pytest.mark.parametrize("vocabulary", [40, 700, 2048])
 def test_the_operators_draw_and_settle_as_torch_does(rule: list[float], vocabulary: int) -> None:
@@ -123,7 +117,7 @@ def test_the_operators_draw_and_settle_as_torch_does(rule: list[float], vocabula
                 assert torch.equal(mine, expected)
 
 
-@pytest.mark.usefixtures("instructions")
+@pytest.mark.usefixtures("variant")
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_what_is_not_a_number_is_not_settled(value: float) -> None:
     logits_TV = torch.full((2, 100), value)

@@ -152,7 +152,7 @@ def test_two_processes_build_at_once_and_one_is_killed(tmp_path: Path) -> None:
         assert killed.poll() is None
         time.sleep(0.01)
     os.killpg(killed.pid, signal.SIGKILL)
-    said = [process.communicate(timeout=60) for process in (first, second, killed)]
+    said = [process.communicate(timeout=240) for process in (first, second, killed)]
     built = next(kernels.glob("both-*.so"))
     assert said == [(f"{built}\n", ""), (f"{built}\n", ""), ("", "")]
     build.find_or_build(build.NativeSource("next", source))

@@ -6,9 +6,13 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
 from dsv3rt_serve.app import Server
+
+ENDLESS: dict[str, Any] = {"prompt": [5] * 9, "max_tokens": 990, "temperature": 50, "seed": 2}
+"""For a completion that goes on for seconds: this seed draws no end of text."""
 
 
 def running(server: Server) -> Iterator[Server]:
@@ -22,5 +26,5 @@ def running(server: Server) -> Iterator[Server]:
     server.url = f"http://127.0.0.1:{listening.getsockname()[1]}"  # type: ignore[attr-defined]
     yield server
     uvicorn_server.should_exit = True
-    thread.join(20)
+    thread.join(120)
     assert not thread.is_alive()

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import urllib.request
 
+from serve_cases import ENDLESS
+
 SERVE = [sys.executable, "-m", "dsv3rt", "serve", "--compile", "off"]
 
 
@@ -27,12 +29,12 @@ def test_it_says_where_it_is_answers_and_ends_with_ctrl_c() -> None:
         body = json.dumps({"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 5}).encode()
         with urllib.request.urlopen(f"{facts['url']}/v1/chat/completions", body) as response:
             assert json.load(response)["usage"]["completion_tokens"] == 5
-        body = json.dumps({"prompt": [5] * 9, "max_tokens": 990, "temperature": 50, "stream": True}).encode()
+        body = json.dumps({**ENDLESS, "stream": True}).encode()
         with urllib.request.urlopen(f"{facts['url']}/v1/completions", body) as response:
             assert response.readline().startswith(b"data: ")
             process.send_signal(signal.SIGINT)
             assert b"the server is stopping" in response.read(), "who is in the middle of an answer is told"
-        _, words = process.communicate(timeout=60)
+        _, words = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 130
@@ -44,6 +46,6 @@ def test_a_port_in_use_is_one_line_before_anything_is_loaded() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        done = subprocess.run([*SERVE, "--port", port], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([*SERVE, "--port", port], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and done.stdout == ""
     assert f"cannot listen on 127.0.0.1:{port}" in done.stderr and done.stderr.count("\n") == 1

@@ -116,15 +116,10 @@ def test_compiled_steps_are_the_same_and_resume_exactly(start: Start, tmp_path: 
 @pytest.mark.slow
 def test_killed_three_times_equals_never_killed(start: Start, tmp_path: Path) -> None:
     settings = replace(SHORT, steps=30)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        start(tmp_path / "whole", settings).run(save_every=100)
-    finally:
-        torch.set_num_threads(threads)
+    start(tmp_path / "whole", settings).run(save_every=100)
     rng, folder, kills = random.Random(0), tmp_path / "killed", 0
     script = Path(__file__).with_name("child_trainer.py")
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + 250
     for attempt in range(4):
         goal = (attempt + 1) * 6 + rng.randrange(3)
         child = subprocess.Popen([sys.executable, str(script), str(folder), str(settings.steps)], env=dict(os.environ))

@@ -90,13 +90,25 @@ static inline void sum4(const V* v, float* out) {
 #endif
 }
 
-static inline V v_max(V a, V b) {
+static inline V v_max(V a, V b) {  // b where they are no numbers
+#if defined(DSV3RT_512)
+  return (V)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(DSV3RT_IS_AVX2)
+  return (V)_mm256_max_ps((__m256)a, (__m256)b);
+#else
   const I larger = a > b;
   return (V)((larger & (I)a) | (~larger & (I)b));
+#endif
 }
 static inline V v_min(V a, V b) {
+#if defined(DSV3RT_512)
+  return (V)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(DSV3RT_IS_AVX2)
+  return (V)_mm256_min_ps((__m256)a, (__m256)b);
+#else
   const I smaller = a < b;
   return (V)((smaller & (I)a) | (~smaller & (I)b));
+#endif
 }
 
 // e^x within 2 units in the last place; x is clamped to [-87, 88].

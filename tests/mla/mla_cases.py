@@ -194,3 +194,5 @@ SMALL = Sizes(heads=4, latent=64, rope=16, nope=32, value=24)
 ODD = Sizes(heads=5, latent=150, rope=6, nope=27, value=31)
 TILED = Sizes(heads=18, latent=96, rope=32, nope=8, value=8)
 """What is attended to by tiles where there are such: rows and columns that do not fill the last ones."""
+EIGHT = Sizes(heads=8, latent=64, rope=32, nope=8, value=8)
+"""What is attended to by pairs of columns where there is AVX-512: rows are half a vector, or whole ones."""

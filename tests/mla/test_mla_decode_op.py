@@ -9,7 +9,7 @@ import torch
 from dsv3rt_mla import native
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mla_cases import CACHES, E4M3, FORMATS, ODD, SMALL, TILED, Sizes, make_case
+from mla_cases import CACHES, E4M3, EIGHT, FORMATS, ODD, SMALL, TILED, Sizes, make_case
 
 from dsv3rt.native.loader import NativeLibrary
 
@@ -35,7 +35,7 @@ def test_matches_float64(variant: str, sizes: Sizes, weight: torch.dtype, cache:
 
 
 @pytest.mark.parametrize("cache", CACHES, ids=str)
-@pytest.mark.parametrize("sizes", [SMALL, TILED], ids=["small", "tiled"])
+@pytest.mark.parametrize("sizes", [SMALL, TILED, EIGHT], ids=["small", "tiled", "eight"])
 def test_a_long_past_matches_float64(variant: str, sizes: Sizes, cache: torch.dtype) -> None:
     """Several spans, and several chunks of a span; their last chunk of every size modulo 16 that five tokens meet."""
     case = make_case(sizes, 700, torch.bfloat16, cache)
@@ -110,7 +110,9 @@ def test_narrowing_is_torchs(variant: str, cache: torch.dtype) -> None:
 @pytest.mark.parametrize("weight", FORMATS, ids=str)
 @pytest.mark.parametrize("cache", [torch.bfloat16, E4M3], ids=str)
 @pytest.mark.parametrize(
-    "sizes", [SMALL, ODD, TILED, Sizes(17, 40, 4, 8, 8)], ids=["small", "odd", "tiled", "17 heads"]
+    "sizes",
+    [SMALL, ODD, TILED, EIGHT, Sizes(17, 40, 4, 8, 8)],
+    ids=["small", "odd", "tiled", "eight", "17 heads"],
 )
 def test_tokens_together_are_tokens_alone(variant: str, sizes: Sizes, weight: torch.dtype, cache: torch.dtype) -> None:
     """Bit for bit, across the border of a chunk, at any count up to 16 and with any number of threads."""

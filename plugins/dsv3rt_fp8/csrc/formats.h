@@ -108,6 +108,32 @@ struct FormatE4M3 {
   static inline void vectors(const uint8_t* p, int i, V* out) { *out = bf16_vector(p + i / 2 * 64, i % 2); }
 };
 
+// The same values in the same order, unpacked in registers.
+struct FormatE4M3Few {
+  static constexpr int BYTES = 1, STAGE = 1, VECTORS = 4, TOGETHER = 4;
+  static constexpr bool SCALED = true, STAGED = false;
+  static constexpr float UNIT = 256.0f, X_UNIT = 1.0f;
+  static inline void stage(const uint8_t*, uint8_t*) {}
+  // As a normal number, a code whose exponent is 0 came out as (1 + m / 8) 2^-15, but is worth m / 8 * 2^-14.
+  static inline __m512i with_subnormals(__m512i bits) {
+    const __mmask16 wrong = _mm512_testn_epi32_mask(bits, _mm512_set1_epi32(0x07800000));
+    const __m512i one = _mm512_set1_epi32(0x38800000), sign = _mm512_set1_epi32(static_cast<int32_t>(0x80000000u));
+    const __m512 x = _mm512_castsi512_ps(bits), half = _mm512_castsi512_ps(_mm512_ternarylogic_epi32(bits, sign, one, 0xEA));
+    return _mm512_castps_si512(_mm512_mask_sub_ps(x, wrong, _mm512_add_ps(x, x), half));
+  }
+  static inline __attribute__((always_inline)) void vectors(const uint8_t* p, int, V* out) {
+    const __m512i v = _mm512_loadu_si512(p);
+    const __m512i mask = _mm512_set1_epi32(static_cast<int32_t>(0x87F00000u)), exponent = _mm512_set1_epi32(0x38000000);
+    const __m512i evens = _mm512_maddubs_epi16(_mm512_set1_epi16(0x0010), v);
+    const __m512i odds = _mm512_maddubs_epi16(_mm512_set1_epi16(0x1000), v);
+    __m512i bits[4] = {_mm512_slli_epi32(evens, 16), evens, _mm512_slli_epi32(odds, 16), odds};
+    for (int i = 0; i < 4; ++i) bits[i] = _mm512_ternarylogic_epi32(bits[i], mask, exponent, 0xEA);  // (a & b) | c
+    if (__builtin_expect(_mm512_testn_epi8_mask(v, _mm512_set1_epi8(0x78)) != 0, 0))
+      for (int i = 0; i < 4; ++i) bits[i] = with_subnormals(bits[i]);
+    for (int i = 0; i < 4; ++i) out[i] = (V)bits[i];
+  }
+};
+
 #elif defined(DSV3RT_X86)
 
 struct FormatE4M3 {  // staged as float16, values of even index and then those of odd index
@@ -220,5 +246,17 @@ struct FormatF32 {
   static inline void stage(const uint8_t*, uint8_t*) {}
   static inline void vectors(const uint8_t* p, int i, V* out) { *out = f32_vector(p + i * 4 * W); }
 };
+
+// The format as products of one or two tokens read it: for these staging does not pay there.
+template <class F>
+struct Few {
+  using Format = F;
+};
+#if defined(DSV3RT_IS_AVX512VBMI)
+template <>
+struct Few<FormatE4M3> {
+  using Format = FormatE4M3Few;
+};
+#endif
 
 }  // namespace DSV3RT_VARIANT

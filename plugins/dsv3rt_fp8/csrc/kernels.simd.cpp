@@ -13,6 +13,7 @@ constexpr int ROWS = 4;            // rows of W read together
 constexpr int64_t SHORT = 1024;    // bytes: shorter rows are of matrices that fit in a cache
 constexpr int64_t PAGE = 4096;     // bytes of memory
 constexpr int64_t AHEAD = PAGE;    // bytes: how far in front of its use a weight is fetched, at least
+constexpr int64_t NEAR = 512;      // bytes: the same in a row whose weights are not staged before
 constexpr int64_t CROWD = 128;     // tokens computed together: DEPTH columns of them fit in the second-level cache
 constexpr int64_t DEPTH = 256;     // columns of a panel, which fits in the first-level cache
 constexpr int64_t SPAN = 128;      // rows of W whose sums are kept
@@ -92,12 +93,17 @@ struct Walk {
 template <class F, int R>
 static inline __attribute__((always_inline)) void fetch(const Matrix& w, const uint8_t* p, int64_t column, int64_t ahead) {
 #if defined(DSV3RT_IS_AVX512VBMI)
-  const bool apart = F::STAGED || w.row_bytes() >= PAGE;
+  const bool apart = F::SCALED || w.row_bytes() >= PAGE;
 #else
   const bool apart = w.row_bytes() >= PAGE;
 #endif
   const int64_t stride = apart ? w.row_bytes() : BLOCK * F::BYTES;
-  p += column * F::BYTES * (apart ? 1 : R) + ahead;
+  int64_t at = column * F::BYTES * (apart ? 1 : R) + ahead;
+  if (W == 16 && F::SCALED && !F::STAGED) {
+    at = column * F::BYTES + (NEAR < stride ? NEAR : stride);
+    if (at >= stride) at += (R - 1) * stride;  // in the rows that are next
+  }
+  p += at;
   for (int r = 0; r < R; ++r)
     for (int64_t line = 0; line < BLOCK * F::BYTES; line += 64) prefetch(p + r * stride + line);
 }
@@ -126,7 +132,8 @@ static inline __attribute__((always_inline)) void multiply(const uint8_t* w, int
   }
 }
 
-// One or two tokens: while a block of rows is multiplied the next is staged, with units that the products leave idle.
+// One or two tokens: while a block of rows is multiplied the next is staged, where it must be, with units that the products leave
+// idle.
 template <class F, int TOKENS, int R>
 static void few_rows(const Matrix& w, int64_t first, int64_t rows, const float* const* x, float* y, int64_t y_stride) {
   constexpr int STEP = F::VECTORS * W;
@@ -390,9 +397,9 @@ template <class F>
 static void dot_format(const Matrix& w, int64_t first, int64_t rows, const float* const* x, int64_t tokens, float* y,
                        int64_t y_stride, float* scratch) {
   if (tokens == 0) return;
-  if (tokens == 1) return few<F, 1>(w, first, rows, x, y, y_stride);
+  if (tokens == 1) return few<typename Few<F>::Format, 1>(w, first, rows, x, y, y_stride);
   if constexpr (F::TOGETHER == 1) {  // else two have too little room in the registers there
-    if (tokens == 2) return few<F, 2>(w, first, rows, x, y, y_stride);
+    if (tokens == 2) return few<typename Few<F>::Format, 2>(w, first, rows, x, y, y_stride);
   }
   if (tokens <= SOME) return some<F>(w, first, rows, x, tokens, y, y_stride);
   for (int64_t t = 0; t < tokens;) {

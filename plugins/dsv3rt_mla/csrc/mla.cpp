@@ -218,9 +218,9 @@ class Decode {
     }
   }
 
-  // A sequence's queries as tiles want them. Each thread packs them for itself: sooner done than waited for.
+  // A sequence's queries as `attend` wants them for its cache. Each thread packs them for itself: sooner done than waited for.
   const uint8_t* packed(int64_t b) {
-    if (k_.by_tiles == nullptr || !k_.by_tiles(caches_[b], call_.latent, call_.rope)) return nullptr;
+    if (k_.packs == nullptr || !k_.packs(caches_[b], call_.latent, call_.rope)) return nullptr;
     static thread_local uint64_t packed_call = 0;
     static thread_local int64_t packed_sequence = 0;
     float* out = scratch<Packed>(k_.packed_bytes(rows_, call_.latent, call_.rope) / 4);
@@ -259,7 +259,8 @@ class Decode {
       piece.count = std::min(CHUNK, end - first);
       piece.fresh = first == begin;
       const int64_t next = first + CHUNK < end ? first + CHUNK : span_begin(span + threads_);
-      piece.ahead = next < used ? piece.cache->latent + next * piece.cache->latent_step : nullptr;
+      piece.ahead = piece.cache->latent + next * piece.cache->latent_step;
+      piece.ahead_bytes = std::clamp<int64_t>(used - next, 0, CHUNK) * piece.cache->latent_step;
       for (int64_t row = 0; row < rows; ++row)
         visible[row] = row < call_.rows() ? static_cast<int32_t>(mine[row / call_.heads] + 1 - first) : 0;
       k_.attend(piece);

@@ -1,7 +1,9 @@
 // Latent attention for one instruction set; see mla_kernels.h for the legend and for what each function computes.
 #include "dsv3rt_simd.h"
+#include "mla_ahead.h"
 #include "mla_formats.h"
 #include "mla_kernels.h"
+#include "mla_pairs.h"
 #include "mla_tiles.h"
 
 namespace DSV3RT_VARIANT {
@@ -231,7 +233,7 @@ static inline void score_tile(const Piece& piece, int64_t row, int64_t s) {
 
 // context[r] = context[r] * keep[r] + sum_s e^(score r, s) * latent s, of the GROUP rows from `row` on and N vectors.
 template <int N>
-static void context_tile(const Piece& piece, int64_t row, int64_t c) {
+static void context_tile(const Piece& piece, int64_t row, Ahead& ahead, int64_t c) {
   const int64_t step = piece.step, count = piece.count, width = padded(piece.latent);
   const float *wide = piece.wide + c, *scores = piece.scores + row * CHUNK;
   float* context = piece.context + row * width + c;
@@ -242,6 +244,7 @@ static void context_tile(const Piece& piece, int64_t row, int64_t c) {
     for (int i = 0; i < N; ++i)
       sum[r][i] = piece.fresh ? v_zero() : v_load(context + r * width + i * W) * spread(piece.keep[row + r]);
   for (int64_t s = 0; s < count; ++s, wide += step, scores += GROUP) {
+    if (s % ASKING == 0) ahead.after(ASKING * N);
     V token[N];
 #pragma GCC unroll 4
     for (int i = 0; i < N; ++i) token[i] = v_load(wide + i * W);
@@ -291,33 +294,28 @@ static void soften(const Piece& piece, int64_t row) {
   }
 }
 
-// Asks for part `part` of `parts` of the latents of the FEW tokens from s on.
-static inline __attribute__((always_inline)) void fetch(const Cache& cache, int64_t s, int64_t part, int64_t parts) {
-  const int64_t bytes = FEW * cache.latent_step, share = (bytes / parts + 63) / 64 * 64;
-  const char* at = cache.latent + s * cache.latent_step;
-  for (int64_t i = part * share; i < (part + 1) * share && i < bytes; i += 64) prefetch(at + i);
-}
-
 static void attend(const Piece& piece) {
-  const int64_t rows = piece.rows, end = piece.first + piece.count;
+  const int64_t rows = piece.rows, vectors = padded(piece.latent) / W, size = vectors + padded(piece.rope) / W;
+  Ahead ahead(piece, piece.count * rows / GROUP * (size + vectors));
   for (int64_t s = 0; s < piece.count; s += FEW) {
-    const int64_t next = piece.first + s + FEW;
-    for (int64_t i = piece.first + s; i < (next < end ? next : end); ++i)
-      widen_token(*piece.cache, i, piece.latent, piece.rope, piece.wide + (i - piece.first) * piece.step);
-    for (int64_t row = 0; row < rows; row += GROUP) {
-      fetch(*piece.cache, next, row / GROUP, rows / GROUP);
+    const int64_t end = s + FEW < piece.count ? s + FEW : piece.count;
+    for (int64_t t = s; t < end; ++t)
+      widen_token(*piece.cache, piece.first + t, piece.latent, piece.rope, piece.wide + t * piece.step);
+    for (int64_t row = 0; row < rows; row += GROUP)
       // a last tile that is not full works on whatever `wide` holds: those scores are not used
-      for (int64_t t = s; t < s + FEW && t < piece.count; t += TILE) score_tile(piece, row, t);
-    }
+      for (int64_t t = s; t < end; t += TILE) {
+        score_tile(piece, row, t);
+        ahead.after(TILE * size);
+      }
   }
   for (int64_t row = 0; row < rows; row += GROUP) soften(piece, row);
   // never a single vector at the end if that can be helped
-  for (int64_t c = 0, left = padded(piece.latent) / W, count; left > 0; c += count * W, left -= count) {
+  for (int64_t c = 0, left = vectors, count; left > 0; c += count * W, left -= count) {
     count = left <= TILE ? left : left < 2 * TILE ? (left + 1) / 2 : TILE;
     for (int64_t row = 0; row < rows; row += GROUP) switch (count) {
-        case 1: context_tile<1>(piece, row, c); break;
-        case 2: context_tile<2>(piece, row, c); break;
-        default: context_tile<TILE>(piece, row, c); break;
+        case 1: context_tile<1>(piece, row, ahead, c); break;
+        case 2: context_tile<2>(piece, row, ahead, c); break;
+        default: context_tile<TILE>(piece, row, ahead, c); break;
       }
   }
 }
@@ -335,11 +333,16 @@ static void merge(const Piece& piece, int64_t begin, int64_t end, float* most, f
 }
 
 extern const MlaKernels mla_kernels;
+#if defined(DSV3RT_512)
+static void attend_512(const Piece& piece) { piece.packed == nullptr ? attend(piece) : attend_by_pairs(piece); }
+const MlaKernels mla_kernels = {&absorb, &project, &store, &attend_512, &merge, &widen, &by_pairs, &pairs_bytes, &pack_pairs};
+#else
 const MlaKernels mla_kernels = {&absorb, &project, &store, &attend, &merge, &widen, nullptr, nullptr, nullptr};
+#endif
 #if defined(DSV3RT_TILES)
-static void attend_somehow(const Piece& piece) { piece.packed == nullptr ? attend(piece) : attend_by_tiles(piece); }
+static void attend_amx(const Piece& piece) { piece.packed == nullptr ? attend(piece) : attend_by_tiles(piece); }
 extern const MlaKernels mla_amx_kernels;
-const MlaKernels mla_amx_kernels = {&absorb, &project, &store, &attend_somehow, &merge, &widen, &by_tiles, &packed_bytes, &pack};
+const MlaKernels mla_amx_kernels = {&absorb, &project, &store, &attend_amx, &merge, &widen, &by_tiles, &packed_bytes, &pack};
 #endif
 
 }  // namespace DSV3RT_VARIANT

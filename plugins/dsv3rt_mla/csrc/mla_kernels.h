@@ -21,7 +21,7 @@ constexpr int64_t spans_of(int64_t tokens) {
   return tokens <= SPAN ? (tokens + size - 1) / size : FIRST_SPANS + (tokens - 1) / SPAN;
 }
 constexpr int64_t GROUP = 4;   // rows computed together
-constexpr int64_t TILE_GROUP = 16;  // and by tiles
+constexpr int64_t TILE_GROUP = 16;  // and by tiles; of pairs (mla_pairs.h) the rows whose scores lie together
 constexpr int64_t CHUNK = 96;  // tokens of a span worked on at a time: widened, they stay in the second-level cache
 // The floats of a vector are among these; what is padded to so many is padded for every instruction set.
 constexpr int64_t LANES = 16;
@@ -62,8 +62,9 @@ struct Piece {
   const float* queries;    // lines of the rows, scaled
   const int32_t* visible;  // [rows]: how many tokens, from the chunk's first one on, each row may see; any number
   bool fresh;              // the first chunk of a span
-  const uint8_t* packed;   // the queries as tiles want them; nullptr where there are none
-  const char* ahead;       // likewise: the chunk that this thread will probably be at next; nullptr if there is none
+  const uint8_t* packed;   // the queries as `pack` has left them; nullptr where they are not packed
+  const char* ahead;       // latents of the chunk that this thread will probably be at next
+  int64_t ahead_bytes;     // 0 if there is none
   float* scores;           // [groups][CHUNK][GROUP], or [groups of TILE_GROUP][CHUNK][TILE_GROUP]
   float* most;             // [rows]: the greatest score
   float* total;            // [rows]: sum of e^(score - most)
@@ -84,9 +85,9 @@ struct MlaKernels {
   void (*merge)(const Piece& piece, int64_t begin, int64_t end, float* most, float* total, float* context);
   // A stored row as float32
   void (*widen)(const void* source, Stored format, int64_t count, float* out);
-  // Whether such a cache is attended to by tiles, for which queries are packed; the bytes that takes. All null where there are
-  // none.
-  bool (*by_tiles)(const Cache& cache, int64_t latent, int64_t rope);
+  // Whether queries are packed for such a cache, the bytes that takes, and how it is done: for tiles, or for AVX-512 with caches in
+  // bfloat16. All null where there is neither.
+  bool (*packs)(const Cache& cache, int64_t latent, int64_t rope);
   int64_t (*packed_bytes)(int64_t rows, int64_t latent, int64_t rope);
   void (*pack)(const float* queries, int64_t step, int64_t rows, int64_t latent, int64_t rope, uint8_t* packed);
 };

@@ -6,15 +6,18 @@
 // A row's arithmetic does not depend on the other rows here either.
 #pragma once
 #include "dsv3rt_tiles.h"
+#include "mla_ahead.h"
 #include "mla_formats.h"
 #include "mla_kernels.h"
+#include "mla_pairs.h"
 
 #if defined(DSV3RT_TILES)
 namespace DSV3RT_VARIANT {
 
 constexpr int64_t PAIRED = 2 * TILE_ROWS;            // tokens of a tile of contexts' right operand, columns of one of scores' left
+constexpr int64_t PACK = 16;                         // products of tiles in the time of packing PAIRED tokens' weights
 constexpr int64_t TOKEN_TILES = 3;                   // of scores, computed together
-static_assert(TILE_GROUP == TILE_ROWS && TILE_COLUMNS == PAIRED && W == 16 && CHUNK % PAIRED == 0);
+static_assert(TILE_GROUP == TILE_ROWS && TILE_COLUMNS == PAIRED && PAIRED == PAIRS && W == 16 && CHUNK % PAIRED == 0);
 
 static bool by_tiles(const Cache& cache, int64_t latent, int64_t rope) {
   return cache.latent_format == Stored::BF16 && cache.rope_format == Stored::BF16 && latent % TILE_COLUMNS == 0 &&
@@ -78,11 +81,10 @@ static inline void score_step(const char* const* at, const int64_t* steps, const
   }
 }
 
-// scores[token][row] of N tiles of tokens and TILE_GROUP rows. `ahead` bytes from the first token on are asked for.
+// scores[token][row] of N tiles of tokens and TILE_GROUP rows.
 template <int N>
-static void score_tiles(const Piece& piece, const TokenTile* tokens, const uint8_t* packed, const char* ahead, int64_t ahead_bytes,
-                        float* scores) {
-  const int64_t steps = (piece.latent + piece.rope) / TILE_COLUMNS, share = (ahead_bytes / steps + 63) / 64 * 64;
+static void score_tiles(const Piece& piece, const TokenTile* tokens, const uint8_t* packed, Ahead& ahead, float* scores) {
+  const int64_t steps = (piece.latent + piece.rope) / TILE_COLUMNS;
   const char* at[TOKEN_TILES];
   int64_t strides[TOKEN_TILES];
   tile_zero<0>();
@@ -96,32 +98,11 @@ static void score_tiles(const Piece& piece, const TokenTile* tokens, const uint8
       strides[i] = c < piece.latent ? tile.latent_step : tile.rope_step;
     }
     score_step<N>(at, strides, packed);
-    for (int64_t i = 0; i < share; i += 64) __builtin_prefetch(ahead + step * share + i, 0, 2);
+    ahead.after(TILE_PARTS * N);
   }
   tile_store<0>(scores);
   if (N > 1) tile_store<1>(scores + 256);
   if (N > 2) tile_store<2>(scores + 512);
-}
-
-// Scores of a group become e^(score - most), 0 where a row may not see and where there are no tokens: lanes are rows.
-static void soften_tiles(const Piece& piece, int64_t row, float* scores) {
-  const int64_t rows = piece.rows - row;
-  const __mmask16 there = static_cast<__mmask16>(rows < TILE_GROUP ? (1u << rows) - 1 : 0xFFFFu);
-  const I visible = (I)_mm512_maskz_loadu_epi32(there, piece.visible + row);
-  const V never = v_set(NEVER);
-  const V before = piece.fresh ? never : (V)_mm512_maskz_loadu_ps(there, piece.most + row);
-  V all = before, sum = v_zero();
-  for (int32_t s = 0; s < piece.count; ++s) all = v_max(all, pick(visible > s, v_load(scores + s * TILE_GROUP), never));
-  for (int32_t s = 0; s < (piece.count + PAIRED - 1) / PAIRED * PAIRED; ++s) {
-    V p = v_zero();
-    if (s < piece.count) p = pick(visible > s, v_exp(v_load(scores + s * TILE_GROUP) - all), p);
-    v_store(scores + s * TILE_GROUP, p);
-    sum = sum + p;
-  }
-  const V keep = v_exp(before - all), total = piece.fresh ? v_zero() : (V)_mm512_maskz_loadu_ps(there, piece.total + row);
-  _mm512_mask_storeu_ps(piece.most + row, there, (__m512)all);
-  _mm512_mask_storeu_ps(piece.keep + row, there, (__m512)keep);
-  _mm512_mask_storeu_ps(piece.total + row, there, (__m512)v_fma(total, keep, sum));
 }
 
 // The weights of PAIRED tokens as left operands, one for a part: scores [token][row] in, [row][token] out.
@@ -132,35 +113,36 @@ static void pack_weights(const float* scores, uint8_t* out) {
   store_parts(parts, out);
 }
 
-// A chunk's latents as right operands: [PAIRED tokens][C / 16] tiles; of each 32 columns, those that unpacking within 16-byte lanes
-// leaves in the lower half come first.
-static void pair_tokens(const Piece& piece, const TokenTile* tokens, uint8_t* out) {
-  const int64_t tiles = piece.latent / TILE_ROWS, groups = (piece.count + PAIRED - 1) / PAIRED;
-  for (int64_t group = 0; group < groups; ++group, out += tiles * TILE_BYTES)
+// N tiles of columns of a chunk's latents, from `c` on, as right operands: [PAIRED tokens][N] tiles; of each 32 columns, those that
+// unpacking within 16-byte lanes leaves in the lower half come first.
+template <int N>
+static void pair_tokens(const Piece& piece, const TokenTile* tokens, int64_t c, Ahead& ahead, uint8_t* out) {
+  for (int64_t s = 0; s < piece.count; s += PAIRED, out += N * TILE_BYTES)
     for (int64_t j = 0; j < TILE_ROWS; ++j) {
-      const int64_t s = group * PAIRED + 2 * j;
-      const TokenTile& tile = tokens[s / TILE_ROWS];
-      const char *first = tile.latent + s % TILE_ROWS * tile.latent_step, *second = first + tile.latent_step;
-      const bool none = s / TILE_ROWS * TILE_ROWS >= piece.count;  // not even a tile that is not full
-      for (int64_t t = 0; t < tiles; t += 2) {
-        const __m512i a = none ? _mm512_setzero_si512() : _mm512_loadu_si512(first + t * 32);
-        const __m512i b = none ? _mm512_setzero_si512() : _mm512_loadu_si512(second + t * 32);
-        _mm512_store_si512(out + t * TILE_BYTES + j * 64, _mm512_unpacklo_epi16(a, b));
-        _mm512_store_si512(out + (t + 1) * TILE_BYTES + j * 64, _mm512_unpackhi_epi16(a, b));
+      ahead.after(j % 2);
+      const TokenTile& tile = tokens[(s + 2 * j) / TILE_ROWS];
+      const char *first = tile.latent + 2 * j % TILE_ROWS * tile.latent_step + 2 * c, *second = first + tile.latent_step;
+      const bool none = s + 2 * j / TILE_ROWS * TILE_ROWS >= piece.count;  // not even a tile that is not full
+      for (int i = 0; i < N; i += 2) {
+        const __m512i a = none ? _mm512_setzero_si512() : _mm512_loadu_si512(first + i * 32);
+        const __m512i b = none ? _mm512_setzero_si512() : _mm512_loadu_si512(second + i * 32);
+        _mm512_store_si512(out + i * TILE_BYTES + j * 64, _mm512_unpacklo_epi16(a, b));
+        _mm512_store_si512(out + (i + 1) * TILE_BYTES + j * 64, _mm512_unpackhi_epi16(a, b));
       }
     }
 }
 
 // context = context * keep + weights . latents, of TILE_GROUP rows and N tiles of columns from `c` on.
 template <int N>
-static void context_tiles(const Piece& piece, int64_t row, const uint8_t* weights, const uint8_t* paired, int64_t c) {
-  const int64_t groups = (piece.count + PAIRED - 1) / PAIRED, width = padded(piece.latent), tiles = piece.latent / TILE_ROWS;
+static void context_tiles(const Piece& piece, int64_t row, const uint8_t* weights, const uint8_t* latents, int64_t c,
+                          Ahead& ahead) {
+  const int64_t width = padded(piece.latent);
   alignas(64) float sums[N][256];
   tile_zero<0>();
   tile_zero<1>();
   if (N > 2) tile_zero<2>(), tile_zero<3>();
-  for (int64_t group = 0; group < groups; ++group, weights += TILE_PARTS * TILE_BYTES) {
-    const uint8_t* latents = paired + (group * tiles + c / TILE_ROWS) * TILE_BYTES;
+  for (int64_t s = 0; s < piece.count; s += PAIRED, weights += TILE_PARTS * TILE_BYTES, latents += N * TILE_BYTES) {
+    ahead.after(TILE_PARTS * N);
     tile_load<4>(weights + 2 * TILE_BYTES);  // the smallest first
     tile_load<5>(weights + TILE_BYTES);
     tile_load<6>(weights);
@@ -200,36 +182,49 @@ static void context_tiles(const Piece& piece, int64_t row, const uint8_t* weight
   }
 }
 
+// The same of a piece: the first group of rows pairs the tokens. Where it is the only one, every block of columns lies in the place
+// of the one before, in the first-level cache.
+template <int N>
+static void context_block(const Piece& piece, int64_t row, const TokenTile* tokens, const uint8_t* weights, uint8_t* paired,
+                          int64_t c, Ahead& ahead) {
+  if (piece.rows > TILE_GROUP) paired += c / TILE_ROWS * (CHUNK / PAIRED) * TILE_BYTES;
+  if (row == 0) pair_tokens<N>(piece, tokens, c, ahead, paired);
+  context_tiles<N>(piece, row, weights, paired, c, ahead);
+}
+
 static void attend_by_tiles(const Piece& piece) {
   const TilesInUse in_use;
-  const int64_t latent = piece.latent, tiles = (piece.count + TILE_ROWS - 1) / TILE_ROWS, step = piece.cache->latent_step;
+  const int64_t latent = piece.latent, tiles = (piece.count + TILE_ROWS - 1) / TILE_ROWS;
   uint8_t* paired = reinterpret_cast<uint8_t*>(piece.wide);
   TokenTile tokens[CHUNK / TILE_ROWS] = {};
   find_tokens(piece, reinterpret_cast<char*>(paired + CHUNK * latent * 2), tokens);
+  // in products of tiles, which take 16 cycles; so does a vector of e^x, or four rows of pairs
+  const int64_t pairs = (tiles + 1) / 2, groups = (piece.rows + TILE_GROUP - 1) / TILE_GROUP;
+  const int64_t scored = TILE_PARTS * tiles * (latent + piece.rope) / TILE_COLUMNS, added = TILE_PARTS * pairs * latent / TILE_ROWS;
+  Ahead ahead(piece, groups * (scored + (PAIRED + PACK) * pairs + added) + pairs * latent / 8);
   for (int64_t row = 0; row < piece.rows; row += TILE_GROUP) {
     const uint8_t* queries = piece.packed + packed_bytes(row, latent, piece.rope);
     float* scores = piece.scores + row * CHUNK;
     for (int64_t t = 0; t < tiles; t += TOKEN_TILES) {
-      const char* ahead = piece.ahead + t * TILE_ROWS * step;
-      const int64_t bytes = row || piece.ahead == nullptr ? 0 : TOKEN_TILES * TILE_ROWS * step;
       float* out = scores + t * TILE_ROWS * TILE_GROUP;
       switch (tiles - t) {
-        case 1: score_tiles<1>(piece, tokens + t, queries, ahead, bytes, out); break;
-        case 2: score_tiles<2>(piece, tokens + t, queries, ahead, bytes, out); break;
-        default: score_tiles<3>(piece, tokens + t, queries, ahead, bytes, out); break;
+        case 1: score_tiles<1>(piece, tokens + t, queries, ahead, out); break;
+        case 2: score_tiles<2>(piece, tokens + t, queries, ahead, out); break;
+        default: score_tiles<3>(piece, tokens + t, queries, ahead, out); break;
       }
     }
   }
-  pair_tokens(piece, tokens, paired);
   for (int64_t row = 0; row < piece.rows; row += TILE_GROUP) {
     alignas(64) uint8_t weights[CHUNK / PAIRED * TILE_PARTS * TILE_BYTES];
     float* scores = piece.scores + row * CHUNK;
-    soften_tiles(piece, row, scores);
-    for (int64_t s = 0; s < piece.count; s += PAIRED)
+    soften_rows(piece, row, scores, ahead, 1);
+    for (int64_t s = 0; s < piece.count; s += PAIRED) {
       pack_weights(scores + s * TILE_GROUP, weights + s / PAIRED * TILE_PARTS * TILE_BYTES);
+      ahead.after(PACK);
+    }
     int64_t c = 0;
-    for (; c + 4 * TILE_ROWS <= latent; c += 4 * TILE_ROWS) context_tiles<4>(piece, row, weights, paired, c);
-    if (c < latent) context_tiles<2>(piece, row, weights, paired, c);
+    for (; c + 4 * TILE_ROWS <= latent; c += 4 * TILE_ROWS) context_block<4>(piece, row, tokens, weights, paired, c, ahead);
+    if (c < latent) context_block<2>(piece, row, tokens, weights, paired, c, ahead);
   }
 }
 

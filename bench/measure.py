@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -63,10 +64,10 @@ def random_weights(count: int, dtype: torch.dtype) -> torch.Tensor:
     return pool.repeat(-(-count // pool.numel()))[:count].contiguous()
 
 
-def packed(weight: torch.Tensor) -> torch.Tensor:
-    """The packed copy of bfloat16 weights [N, K]. Skips where there is none."""
+def packed(weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The packed copies of bfloat16 matrices [N, K]. Skips where there are none."""
     if not native_ops.reads_packed():
         pytest.skip("no kernels for packed weights")
-    buffer = native_ops.packed_buffers(weight.shape)[0]
-    assert native_ops.pack_weights(weight, buffer)
-    return buffer
+    buffers = native_ops.packed_buffers([weight.shape for weight in weights])
+    assert all(native_ops.pack_weights(*pair) for pair in zip(weights, buffers, strict=True))
+    return buffers

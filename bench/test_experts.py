@@ -32,7 +32,7 @@ class Layer:
             matrix.view((D, F) if index % 3 == 2 else (F, D))
             for index, matrix in enumerate(self.storage.view(E * 3, -1))
         ]
-        self.packed = [packed(weight) for weight in weights] if "packed" in kind else []
+        self.packed = packed(weights) if "packed" in kind else []
         self.read_bytes = native_ops.packed_read_bytes(weights[0], self.packed[0]) if self.packed else self.matrix_bytes
         copies = [copy.data_ptr() for copy in self.packed] or [0] * len(weights)
         scales = self.scales.data_ptr()

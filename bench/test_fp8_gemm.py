@@ -29,7 +29,7 @@ def product(request: pytest.FixtureRequest) -> Callable[[Tensor, int], Tensor]:
     dtype = FORMATS[request.param]
     count = MATRICES // dtype.itemsize
     weights = random_weights(count * ROWS * COLUMNS, dtype).view(count, ROWS, COLUMNS)
-    copies = [packed(weight) for weight in weights] if "packed" in request.param else []
+    copies = packed(list(weights)) if "packed" in request.param else []
     scale = torch.rand(ROWS // 128, COLUMNS // 128) * 1e-2
 
     def compute(x: Tensor, number: int) -> Tensor:

@@ -60,19 +60,6 @@ class Unit:
     def packed_bytes(self) -> int:
         return sum(native_ops.packed_bytes(matrix.weight.shape) for matrix in self.matrices)
 
-    def make_room(self) -> None:
-        """Give the matrices their buffers, still empty."""
-        if self.experts is None:
-            for matrix in self.matrices:
-                matrix.packed = native_ops.packed_buffers(matrix.weight.shape)[0]
-            return
-        for projection in PROJECTIONS:
-            matrices = self.experts.matrices(projection)
-            buffers = native_ops.packed_buffers(matrices[0].weight.shape, len(matrices))
-            for matrix, buffer in zip(matrices, buffers, strict=True):
-                matrix.packed = buffer
-        self.experts.bind()
-
     def saved_bytes(self) -> float:
         """What a token does not have to read any more, by now."""
         saved = 0
@@ -123,10 +110,14 @@ class Packer:
                 return
         if not units or not native_ops.reads_packed():
             return
+        packed = [matrix for unit in units for matrix in unit.matrices]
+        for matrix, buffer in zip(packed, native_ops.packed_buffers([m.weight.shape for m in packed]), strict=True):
+            matrix.packed = buffer
         for unit in units:
-            unit.make_room()
+            if unit.experts is not None:
+                unit.experts.bind()
         self.units = units
-        matrices = [weakref.ref(matrix) for unit in units for matrix in unit.matrices]
+        matrices = [weakref.ref(matrix) for matrix in packed]
         stop = ctypes.c_int32()
         self._stop = weakref.finalize(self, setattr, stop, "value", 1)  # also when the program ends
         self._thread = threading.Thread(target=_work, args=(matrices, stop), name="dsv3rt-packing", daemon=True)

@@ -43,7 +43,7 @@ def packs(variant: str) -> str:
 
 
 def packed_of(weight: Tensor, *, expect: bool = True) -> Tensor:
-    packed = native_ops.packed_buffers(weight.shape)[0]
+    packed = native_ops.packed_buffers([weight.shape])[0]
     assert native_ops.pack_weights(weight, packed) == expect
     assert (native_ops.packed_read_bytes(weight, packed) > 0) == expect
     return packed
@@ -103,7 +103,7 @@ def test_any_shape(rows: int, columns: int, tokens: int, spread: float, seed: in
         before = library.select_variant(name)
         try:
             if native_ops.reads_packed():
-                packed = native_ops.packed_buffers(weight.shape)[0]
+                packed = native_ops.packed_buffers([weight.shape])[0]
                 native_ops.pack_weights(weight, packed)
                 assert_same(weight, packed, (tokens,))
         finally:
@@ -183,10 +183,10 @@ def test_other_kernels_do_not_read_it() -> None:
 
 def test_stopped_or_discarded_it_is_not_read(packs: str) -> None:
     weight = normal(40, 256)
-    packed = native_ops.packed_buffers(weight.shape)[0]
+    packed = native_ops.packed_buffers([weight.shape])[0]
     assert not native_ops.pack_weights(weight, packed, ctypes.c_int32(1))
     assert not native_ops.pack_weights(weight, packed)  # for good
-    packed = native_ops.packed_buffers(weight.shape)[0]
+    packed = native_ops.packed_buffers([weight.shape])[0]
     native_ops.discard_packed(packed)
     assert not native_ops.pack_weights(weight, packed)
     packed = packed_of(weight)
@@ -195,11 +195,11 @@ def test_stopped_or_discarded_it_is_not_read(packs: str) -> None:
     assert_same(weight, packed)
 
 
-@pytest.mark.parametrize(("columns", "dtype", "size"), [(8, "float16", 0), (8, "bfloat16", -1), (9, "bfloat16", 0)])
+@pytest.mark.parametrize(("columns", "dtype", "size"), [(8, "float16", 0), (8, "bfloat16", -1), (200, "bfloat16", 0)])
 def test_misfits_are_refused(columns: int, dtype: str, size: int) -> None:
     if not native_ops.reads_packed():
         pytest.skip("nothing is packed here")
-    packed = native_ops.packed_buffers((8, 8))[0]
+    packed = native_ops.packed_buffers([(8, 8)])[0]
     weight = torch.zeros(8, columns, dtype=getattr(torch, dtype))
     with pytest.raises(RuntimeError):
         torch.ops.dsv3rt.packed_linear(torch.zeros(1, columns), weight, packed[: packed.numel() + size])

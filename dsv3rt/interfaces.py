@@ -157,6 +157,11 @@ class PacksWeights(Protocol):
         """Wait until the copies are there; False when time ran out."""
         ...
 
+    def expected_share(self, weight_bytes: int, bf16_bytes: int, device: torch.device) -> float:
+        """Of the bytes of bfloat16 matrices, the share that decoding will read where there are so many in a model of
+        so many. 1 where nothing will be packed."""
+        ...
+
     def saved_bytes_per_token(self, model: nn.Module) -> int:
         """How much less one token reads of `model`, by now, than its weights take as they are stored."""
         ...

@@ -29,7 +29,17 @@ LEAST_MATRIX = 256 << 10
 """Bytes: smaller matrices are a small part of what is read."""
 LEAST_MODEL = 128 << 20
 """Bytes: what is less fits into a cache, from where reading does not take long."""
+SHARE = 0.76
+"""About, of the bytes of a matrix, those of its packed copy."""
 NICENESS = 10
+
+
+def is_worth_it(mode: PackMode, weight_bytes: int, packed_bytes: int) -> bool:
+    """Whether to make copies of so many bytes for a model of so many. `auto` makes none of a model that fits into a
+    cache, and none that would take more than half of the memory that the weights themselves leave free."""
+    if mode == "auto":
+        return weight_bytes >= LEAST_MODEL and packed_bytes <= (available_memory() - weight_bytes) // 2
+    return mode == "on"
 
 
 @dataclass(frozen=True)
@@ -51,10 +61,6 @@ class Unit:
             and matrix.weight.nbytes >= least
             for matrix in self.matrices
         )
-
-    @property
-    def weight_bytes(self) -> int:
-        return sum(matrix.weight.nbytes for matrix in self.matrices)
 
     @property
     def packed_bytes(self) -> int:
@@ -94,21 +100,20 @@ class Packer:
     """Packs what is worth it of one model, once."""
 
     def __init__(self) -> None:
+        self.started = False
         self.units: list[Unit] = []
         self._thread: threading.Thread | None = None
         self._stop: Callable[[], object] = bool
 
     def start(self, roots: Sequence[nn.Module], mode: PackMode, experts_a_token: int) -> None:
-        """Choose, make room, and begin. `auto` packs nothing of a model that fits into a cache, and nothing when the
-        copies would take more than half of the memory that the weights themselves leave free."""
+        """Choose, make room, and begin."""
+        self.started = True
+        if mode == "off" or not native_ops.reads_packed():
+            return
         least = LEAST_MATRIX if mode == "auto" else 0
-        units = [unit for unit in units_of(roots, experts_a_token) if mode != "off" and unit.fits(least)]
-        if mode == "auto":
-            weights = sum({p.data_ptr(): p.nbytes for root in roots for p in root.parameters()}.values())
-            free = max(0, available_memory() - weights)
-            if sum(unit.weight_bytes for unit in units) < LEAST_MODEL or sum(u.packed_bytes for u in units) > free // 2:
-                return
-        if not units or not native_ops.reads_packed():
+        units = [unit for unit in units_of(roots, experts_a_token) if unit.fits(least)]
+        weights = {parameter.data_ptr(): parameter.nbytes for root in roots for parameter in root.parameters()}
+        if not units or not is_worth_it(mode, sum(weights.values()), sum(unit.packed_bytes for unit in units)):
             return
         packed = [matrix for unit in units for matrix in unit.matrices]
         for matrix, buffer in zip(packed, native_ops.packed_buffers([m.weight.shape for m in packed]), strict=True):

@@ -23,7 +23,7 @@ from dsv3rt.interfaces import Site
 from dsv3rt_fp8 import gpu, native_ops, numerics
 from dsv3rt_fp8.experts import Experts
 from dsv3rt_fp8.modules import FeedForward, Linear, Storage
-from dsv3rt_fp8.packing import Packer, PackMode
+from dsv3rt_fp8.packing import SHARE, Packer, PackMode, is_worth_it
 
 
 class _Quantization:
@@ -55,8 +55,14 @@ class _Quantization:
         native = native_ops.library()
         if native is None:
             return "plain torch (slow: no C++ compiler was found to build the native kernels)"
-        packs = self.packing != "off" and native_ops.reads_packed()
-        return f"native kernels, {native.variant}" + (", 16-bit weights packed" if packs else "")
+        return f"native kernels, {native.variant}" + self._describe_packing()
+
+    def _describe_packing(self) -> str:
+        if self.packing == "off" or not native_ops.reads_packed():
+            return ""
+        if self.packing == "auto" and not self.packer.started:
+            return ", 16-bit weights packed if that is worth it"
+        return ", 16-bit weights packed" if self.packing == "on" or self.packer.units else ""
 
     # -- interfaces.PacksWeights
 
@@ -65,6 +71,10 @@ class _Quantization:
 
     def packed(self, timeout_s: float | None = None) -> bool:
         return self.packer.wait(timeout_s)
+
+    def expected_share(self, weight_bytes: int, bf16_bytes: int, device: torch.device) -> float:
+        packs = device.type == "cpu" and native_ops.reads_packed()
+        return SHARE if packs and is_worth_it(self.packing, weight_bytes, round(SHARE * bf16_bytes)) else 1.0
 
     def saved_bytes_per_token(self, model: nn.Module) -> int:
         return self.packer.saved_bytes_per_token(model)

@@ -11,6 +11,8 @@ import threading
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,9 +26,13 @@ from hypothesis import strategies as st
 from stored import Stored, unaligned
 from torch import Tensor, nn
 
+import dsv3rt
 from dsv3rt.errors import UsageError
 from dsv3rt.interfaces import PacksWeights, Site
+from dsv3rt.runtime import Runtime
 from dsv3rt.testing.contracts import SMALL
+from dsv3rt.testing.presets import preset
+from dsv3rt.testing.synth import random_checkpoint
 
 CPU = torch.device("cpu")
 STORAGE = Storage(torch.float32)
@@ -450,3 +456,71 @@ def test_what_attention_reads_itself_is_not_packed() -> None:
     slot = Dense(site())
     assert not slot.linear(8, 8, prefix="model.layers.0.self_attn.kv_b_proj").packable
     assert slot.linear(8, 8, prefix="model.layers.0.self_attn.o_proj").packable
+
+
+# ---- a whole model
+
+
+PROMPT = [index * 7 % 500 for index in range(40)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    random_checkpoint(folder, preset("tiny"))
+    return folder
+
+
+def load(folder: Path, pack: str, compile: str = "off") -> Runtime:
+    if not native_ops.reads_packed():
+        pytest.skip("nothing is packed here")
+    return dsv3rt.load(folder, quantization=f"dense:pack={pack}", max_context=512, compile=compile)
+
+
+def test_a_model_says_the_same(folder: Path) -> None:
+    packed, plain = load(folder, "on"), load(folder, "off")
+    first = packed.logits(PROMPT[:5])
+    assert packed.wait(60)
+    assert packed.saved_bytes_per_token > 0 and plain.saved_bytes_per_token == 0
+    assert in_use(packed.engine.decoder) > 20 and in_use(packed.head) > 10
+    assert torch.equal(first, plain.logits(PROMPT[:5]))
+    for count in (1, 2, 3, 16, 17, 40):
+        assert torch.equal(packed.logits(PROMPT[:count]), plain.logits(PROMPT[:count]))
+    said = [runtime.generate(PROMPT, max_tokens=24, temperature=0, ignore_eos=True) for runtime in (packed, plain)]
+    assert said[0].token_ids == said[1].token_ids
+    assert said[0].speculation.accepted == said[1].speculation.accepted
+
+
+def test_packing_in_the_middle_of_an_answer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go, real = threading.Semaphore(0), native_ops.pack_weights
+
+    def slowly(*arguments: Any) -> bool:
+        go.acquire()
+        return real(*arguments)
+
+    expected = load(folder, "off").generate(PROMPT, max_tokens=60, temperature=0, ignore_eos=True).token_ids
+    monkeypatch.setattr(native_ops, "pack_weights", slowly)
+    packed = load(folder, "on")
+    said: list[int] = []
+    for chunk in packed.stream(PROMPT, max_tokens=60, temperature=0, ignore_eos=True):
+        said += chunk.token_ids
+        go.release(10)
+    assert said == expected
+    go.release(10_000)
+    assert packed.wait(60)
+
+
+@pytest.mark.slow
+def test_compiled_graphs_read_them(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One graph, without breaks, from the store too: packages are made without the weights."""
+    monkeypatch.setenv("DSV3RT_CACHE", str(tmp_path))
+    plain = load(folder, "off", "wait")
+    for _ in range(2):
+        packed = load(folder, "on", "wait")
+        assert in_use(packed.engine.decoder) > 20
+        for count in (1, 2, 16):
+            assert torch.equal(packed.logits(PROMPT[:count]), plain.logits(PROMPT[:count]))
+        counters = packed.engine.counters
+        assert counters.uncompiled == 0 and counters.compiled > 0
+        packed.engine.close()
+    plain.engine.close()

@@ -17,8 +17,10 @@ activations are multiplied by 2^64 on their way: none may exceed 1.8e19.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import mmap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,9 +34,6 @@ FORMATS = {torch.float8_e4m3fn: 0, torch.bfloat16: 1, torch.float16: 2, torch.fl
 
 
 _POINTER = ctypes.c_void_p
-_HEAD = 64
-"""Bytes at the beginning of packed weights that say whether they may be read."""
-_HUGE_PAGE = 2 << 20
 
 
 @functools.cache
@@ -46,8 +45,6 @@ def library() -> NativeLibrary | None:
         loaded.c.dsv3rt_has_nan.restype = ctypes.c_int
         loaded.c.dsv3rt_packed_bytes.argtypes = (ctypes.c_int64, ctypes.c_int64)
         loaded.c.dsv3rt_packed_bytes.restype = ctypes.c_int64
-        loaded.c.dsv3rt_use_huge_pages.argtypes = (_POINTER, ctypes.c_int64)
-        loaded.c.dsv3rt_use_huge_pages.restype = None
         loaded.c.dsv3rt_pack_weights.argtypes = (_POINTER, ctypes.c_int64, ctypes.c_int64, _POINTER, _POINTER)
         loaded.c.dsv3rt_pack_weights.restype = ctypes.c_int
         loaded.c.dsv3rt_discard_packed.argtypes = (_POINTER,)
@@ -91,17 +88,14 @@ def reads_packed() -> bool:
 
 def packed_buffers(shapes: Sequence[Sequence[int]]) -> list[Tensor]:
     """uint8 [bytes] for each of these matrices [N, K], to be filled with its packed weights. All are of one piece of
-    memory, in huge pages where the system has such, and touched only when they are filled."""
-    native = library()
-    assert native is not None
+    memory, touched only when they are filled; in huge pages where the system has such, which are read a sixth
+    faster."""
     sizes = [packed_bytes(shape) for shape in shapes]
-    room = torch.empty(sum(sizes) + _HUGE_PAGE, dtype=torch.uint8)
-    start = -room.data_ptr() % _HUGE_PAGE
-    native.c.dsv3rt_use_huge_pages(room.data_ptr() + start, sum(sizes) // _HUGE_PAGE * _HUGE_PAGE)
-    buffers = list(room[start : start + sum(sizes)].split(sizes))
-    for buffer in buffers:
-        buffer[:_HEAD] = 0
-    return buffers
+    room = mmap.mmap(-1, sum(sizes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            room.madvise(mmap.MADV_HUGEPAGE)
+    return list(torch.frombuffer(room, dtype=torch.uint8).split(sizes))
 
 
 def pack_weights(weight: Tensor, packed: Tensor, stop: ctypes.c_int32 | None = None) -> bool:

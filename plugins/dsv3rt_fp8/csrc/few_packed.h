@@ -230,7 +230,7 @@ static __attribute__((noinline)) const Escape* multiply_unpacked(const uint8_t* 
 }
 
 // What comes later into the second-level cache, and what comes soon from there into the first: one fetch alone, near or far, is a
-// fifth slower.
+// seventh slower.
 static inline __attribute__((always_inline)) void fetch_packed(const uint8_t* block) {
   for (int64_t line = 0; line < PACKED_BLOCK; line += 64) prefetch(block + NEAR + line);
   for (int64_t line = 0; line < PACKED_BLOCK; line += 64) __builtin_prefetch(block + FAR + line, 0, 2);

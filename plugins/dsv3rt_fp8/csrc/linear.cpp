@@ -1,7 +1,5 @@
 // Operators fp8_linear, dense_linear and packed_linear: y = x W^T with W as it lies in the checkpoint; the search for NaN codes;
 // and packing.
-#include <sys/mman.h>
-
 #include "products.h"
 
 DSV3RT_LIBRARY_MAIN
@@ -115,13 +113,6 @@ DSV3RT_EXPORT int32_t aoti_torch_cpu_packed_linear(dsv3rt::Handle x, dsv3rt::Han
 // Bytes of memory for the packed weights of a bfloat16 matrix; 0 where no packed weights are read.
 DSV3RT_EXPORT int64_t dsv3rt_packed_bytes(int64_t rows, int64_t columns) {
   return kernels().pack_weights != nullptr ? PackedShape(rows, columns).bytes : 0;
-}
-
-// Ask for huge pages: packed weights come from them a fifth faster.
-DSV3RT_EXPORT void dsv3rt_use_huge_pages(uint8_t* memory, int64_t bytes) {
-#if defined(MADV_HUGEPAGE)
-  madvise(memory, static_cast<size_t>(bytes), MADV_HUGEPAGE);
-#endif
 }
 
 // Fills such memory, whose head must be zeros, by this thread alone, unless *stop becomes 1. Returns whether it may be read.

@@ -11,7 +11,7 @@ import ctypes
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -103,7 +103,6 @@ class Packer:
         self.started = False
         self.units: list[Unit] = []
         self._thread: threading.Thread | None = None
-        self._stop: Callable[[], object] = bool
 
     def start(self, roots: Sequence[nn.Module], mode: PackMode, experts_a_token: int) -> None:
         """Choose, make room, and begin."""
@@ -124,7 +123,7 @@ class Packer:
         self.units = units
         matrices = [weakref.ref(matrix) for matrix in packed]
         stop = ctypes.c_int32()
-        self._stop = weakref.finalize(self, setattr, stop, "value", 1)  # also when the program ends
+        weakref.finalize(self, setattr, stop, "value", 1)  # when the model is dropped, and when the program ends
         self._thread = threading.Thread(target=_work, args=(matrices, stop), name="dsv3rt-packing", daemon=True)
         self._thread.start()
 
@@ -134,10 +133,6 @@ class Packer:
             return True
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
-
-    def close(self) -> None:
-        """Stop packing. What is packed stays in use."""
-        self._stop()
 
     def saved_bytes_per_token(self, model: nn.Module) -> int:
         """How much less one token reads of `model` than its weights take as they are stored, by now."""

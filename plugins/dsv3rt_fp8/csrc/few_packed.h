@@ -94,6 +94,8 @@ static uint8_t floor_of(const uint8_t* row, int64_t columns) {
   return static_cast<uint8_t>(best);
 }
 
+static inline B sign_and_mantissa(B words) { return b_or(w_and(w_shifted(words, 8), 0x80), w_and(words, 0x7f)); }
+
 // Packs BLOCK columns of a row. `escaped(column, bits)` is told of weights outside the window.
 template <class Escaped>
 static inline void pack_block(const uint8_t* words, uint8_t floor, uint8_t* out, Escaped&& escaped) {
@@ -103,7 +105,7 @@ static inline void pack_block(const uint8_t* words, uint8_t floor, uint8_t* out,
       const int64_t column = begin + span * SPAN_COLUMNS;
       const B a = b_load(words + 2 * column), b = b_load(words + 2 * column + 4 * W);
       const B exponents = w_narrow(w_and(w_shifted(a, 7), 255), w_and(w_shifted(b, 7), 255));
-      const B bytes = w_narrow(b_or(w_and(w_shifted(a, 8), 0x80), w_and(a, 0x7f)), b_or(w_and(w_shifted(b, 8), 0x80), w_and(b, 0x7f)));
+      const B bytes = w_narrow(sign_and_mantissa(a), sign_and_mantissa(b));
       const B above = b_less(exponents, b_set(floor));
       codes[span] = b_where_zero(b_less(above, b_set(15)), above);
       b_store(out + (1 + span) * SPAN_COLUMNS, bytes);

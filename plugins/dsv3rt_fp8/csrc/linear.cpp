@@ -121,7 +121,9 @@ DSV3RT_EXPORT int dsv3rt_pack_weights(const uint8_t* data, int64_t rows, int64_t
 }
 
 // From now on the plain weights are read.
-DSV3RT_EXPORT void dsv3rt_discard_packed(uint8_t* packed) { __atomic_store_n(&head_of(packed)->lanes, PACKED_VOID, __ATOMIC_RELEASE); }
+DSV3RT_EXPORT void dsv3rt_discard_packed(uint8_t* packed) {
+  __atomic_store_n(&head_of(packed)->lanes, PACKED_VOID, __ATOMIC_RELEASE);
+}
 
 // Bytes that a product reads of packed weights; 0 where it reads the plain ones.
 DSV3RT_EXPORT int64_t dsv3rt_packed_read_bytes(int64_t rows, int64_t columns, const uint8_t* packed) {

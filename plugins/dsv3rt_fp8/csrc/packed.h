@@ -8,7 +8,7 @@
 //
 // PACKED_ROWS rows are a group, whose blocks of BLOCK columns follow each other: a product reads memory as one stream. A block has
 // PACKED_ROW bytes of each row: for every 8 W columns the codes of the first and the second half (low and high four bits of a
-// byte), and then their bytes. Within 4 W columns the order is the one from which `interleave` makes two vectors of words (see
+// byte), and then their bytes. Within 4 W columns the order is the one from which `b_interleave` makes two vectors of words (see
 // few_packed.h). A list ends with an escape of a column that there is not.
 #pragma once
 #include <cstdint>
@@ -18,12 +18,10 @@
 constexpr int64_t PACKED_ROWS = 4, PACKED_ROW = BLOCK + BLOCK / 2, PACKED_BLOCK = PACKED_ROWS * PACKED_ROW;
 constexpr int64_t PACKED_SHARE = 256;  // with more escapes than one in so many weights a matrix is not worth packing
 
-struct PackedHead {
-  int32_t lanes;  // W of the kernels that may read it; PACKED_EMPTY, PACKED_VOID
-  int32_t reserved;
+struct alignas(64) PackedHead {
+  int32_t lanes;            // W of the kernels that may read it; PACKED_EMPTY, PACKED_VOID
   int64_t blocks, escapes;  // where they begin, in bytes from here
   int64_t count;            // escapes, the lists' ends among them
-  int64_t spare[4];
 };
 constexpr int32_t PACKED_EMPTY = 0;  // to be filled
 constexpr int32_t PACKED_VOID = -1;  // for good: refused, or the weights have changed

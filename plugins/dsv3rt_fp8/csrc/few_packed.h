@@ -15,9 +15,10 @@ constexpr int64_t NEAR = 2 * PACKED_BLOCK, FAR = 16 * PACKED_BLOCK;  // how far 
 constexpr int SPAN_COLUMNS = 4 * W;      // columns that are unpacked together
 constexpr int UNIT = 12 * W;             // bytes of two spans
 #if defined(DSV3RT_512)
-constexpr int64_t IN_REGISTERS = 2;  // tokens that there are registers for
+constexpr int64_t IN_REGISTERS = 2;      // tokens that there are registers for
+constexpr int64_t MOST_PACKED = SOME;    // with more, unpacking costs more time than reading less saves
 #else
-constexpr int64_t IN_REGISTERS = 1;
+constexpr int64_t IN_REGISTERS = 1, MOST_PACKED = 3;
 #endif
 
 // ---- vectors of bytes ---------------------------------------------------------------------------------------------------------
@@ -274,7 +275,7 @@ static void few_packed(const Matrix& w, int64_t first, int64_t rows, const float
 
 // Whether the packed weights of these rows may be read now.
 static inline bool is_packed(const Matrix& w, int64_t first, int64_t tokens) {
-  return w.packed != nullptr && tokens <= SOME && first % ROWS == 0 &&
+  return w.packed != nullptr && tokens <= MOST_PACKED && first % ROWS == 0 &&
          __atomic_load_n(&head_of(w.packed)->lanes, __ATOMIC_ACQUIRE) == W;
 }
 

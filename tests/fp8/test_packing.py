@@ -347,7 +347,7 @@ def test_moved_weights_have_none(whole: tuple[Model, Packer]) -> None:
         assert torch.equal(model.linear(x), torch.ops.dsv3rt.dense_linear(x, model.linear.weight))
 
 
-def test_a_graph_notices_that_weights_have_changed(whole: tuple[Model, Packer]) -> None:
+def test_a_compiled_graph_notices_that_weights_have_changed(whole: tuple[Model, Packer]) -> None:
     model, _ = whole
     arguments = routing(2)
     with torch.no_grad():

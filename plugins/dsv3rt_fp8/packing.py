@@ -123,8 +123,8 @@ class Packer:
         self.units = units
         matrices = [weakref.ref(matrix) for matrix in packed]
         stop = ctypes.c_int32()
-        weakref.finalize(self, setattr, stop, "value", 1)  # when the model is dropped, and when the program ends
         self._thread = threading.Thread(target=_work, args=(matrices, stop), name="dsv3rt-packing", daemon=True)
+        weakref.finalize(self, _end, self._thread, stop)  # when the model is dropped, and when the program ends
         self._thread.start()
 
     def wait(self, timeout_s: float | None = None) -> bool:
@@ -138,6 +138,13 @@ class Packer:
         """How much less one token reads of `model` than its weights take as they are stored, by now."""
         inside = {id(part) for part in model.modules()}
         return round(sum(unit.saved_bytes() for unit in self.units if id(unit.matrices[0]) in inside))
+
+
+def _end(thread: threading.Thread, stop: ctypes.c_int32) -> None:
+    """Stop the thread, which takes microseconds, and wait for it: none may be left at work when the program ends."""
+    stop.value = 1
+    if threading.current_thread() is not thread:
+        thread.join()
 
 
 def _work(matrices: Sequence[weakref.ref[Linear]], stop: ctypes.c_int32) -> None:

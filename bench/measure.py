@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
+from dsv3rt_fp8 import native_ops
 
 from dsv3rt import native
 
@@ -24,8 +27,9 @@ def median_seconds(benchmark: Any) -> float | None:
     return benchmark.stats.stats.median if benchmark.stats is not None else None
 
 
-def report_bytes(benchmark: Any, bytes_a_round: int) -> None:
-    """Note GB/s and the fraction of the limit, from the median round."""
+def report_bytes(benchmark: Any, bytes_a_round: int, read_a_round: int | None = None) -> None:
+    """Note GB/s and the fraction of the limit, from the median round: of the weights as they are stored, and, where
+    fewer bytes of a copy are read for them, of those."""
     median = median_seconds(benchmark)
     if median is None:
         return
@@ -33,6 +37,8 @@ def report_bytes(benchmark: Any, bytes_a_round: int) -> None:
     benchmark.extra_info["gb_per_s"] = round(gbs, 2)
     benchmark.extra_info["read_gb_per_s"] = round(read_gbs(), 2)
     benchmark.extra_info["fraction_of_read"] = round(gbs / read_gbs(), 3)
+    if read_a_round not in (None, bytes_a_round):
+        benchmark.extra_info["fraction_really_read"] = round(read_a_round / median / 1e9 / read_gbs(), 3)
 
 
 def report_flops(benchmark: Any, flops_a_round: int, reference_seconds: float) -> None:
@@ -45,6 +51,23 @@ def report_flops(benchmark: Any, flops_a_round: int, reference_seconds: float) -
 
 
 def random_bytes(count: int) -> torch.Tensor:
-    """uint8 [count]: finite as e4m3 codes and as bfloat16 alike, none zero."""
+    """uint8 [count]: finite as e4m3 codes, none zero."""
     pool = torch.randint(0x30, 0x40, (1 << 20,), dtype=torch.uint8)
     return pool.repeat(-(-count // pool.numel()))[:count].contiguous()
+
+
+def random_weights(count: int, dtype: torch.dtype) -> torch.Tensor:
+    """e4m3, or bfloat16 with the exponents that weights have: [count]."""
+    if dtype == torch.float8_e4m3fn:
+        return random_bytes(count).view(dtype)
+    pool = (torch.randn(1 << 20) / 45).to(dtype)
+    return pool.repeat(-(-count // pool.numel()))[:count].contiguous()
+
+
+def packed(weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The packed copies of bfloat16 matrices [N, K]. Skips where there are none."""
+    if not native_ops.reads_packed():
+        pytest.skip("no kernels for packed weights")
+    buffers = native_ops.packed_buffers([weight.shape for weight in weights])
+    assert all(native_ops.pack_weights(*pair) for pair in zip(weights, buffers, strict=True))
+    return buffers

@@ -12,24 +12,32 @@ from typing import Any
 import pytest
 import torch
 from dsv3rt_fp8 import native_ops
-from measure import CALLS, random_bytes, report_bytes, report_flops
+from measure import CALLS, packed, random_weights, report_bytes, report_flops
 from torch import Tensor
 
 D, F, E, K = 2048, 1408, 64, 6
-FORMATS = {"fp8": torch.float8_e4m3fn, "bf16": torch.bfloat16}
+FORMATS = {"fp8": torch.float8_e4m3fn, "bf16": torch.bfloat16, "bf16 packed": torch.bfloat16}
 
 
 class Layer:
     """The experts as the operator wants them."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, kind: str) -> None:
+        dtype = FORMATS[kind]
         self.matrix_bytes = D * F * dtype.itemsize
         self.format = native_ops.FORMATS[dtype]
-        self.storage = random_bytes(E * 3 * self.matrix_bytes)
+        self.storage = random_weights(E * 3 * D * F, dtype)
         self.scales = torch.rand(16, 16) * 1e-3
-        start = self.storage.data_ptr()
-        entries = [[start + i * self.matrix_bytes, self.scales.data_ptr()] for i in range(E * 3)]
-        self.table = torch.tensor(entries, dtype=torch.int64).view(E, 3, 2)
+        weights = [
+            matrix.view((D, F) if index % 3 == 2 else (F, D))
+            for index, matrix in enumerate(self.storage.view(E * 3, -1))
+        ]
+        self.packed = packed(weights) if "packed" in kind else []
+        self.read_bytes = native_ops.packed_read_bytes(weights[0], self.packed[0]) if self.packed else self.matrix_bytes
+        copies = [copy.data_ptr() for copy in self.packed] or [0] * len(weights)
+        scales = self.scales.data_ptr()
+        entries = [[weight.data_ptr(), scales, copy] for weight, copy in zip(weights, copies, strict=True)]
+        self.table = torch.tensor(entries, dtype=torch.int64).view(E, 3, 3)
 
     def __call__(self, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
         return torch.ops.dsv3rt.experts(x, weights, ids, self.table, F, self.format)  # type: ignore[no-any-return]
@@ -39,7 +47,7 @@ class Layer:
 def layer(request: pytest.FixtureRequest) -> Layer:
     if native_ops.library() is None:
         pytest.skip("no native kernels")
-    return Layer(FORMATS[request.param])
+    return Layer(request.param)
 
 
 def chosen(tokens: int) -> Tensor:
@@ -61,7 +69,8 @@ def test_decode(benchmark: Any, layer: Layer, tokens: int) -> None:
 
     benchmark.pedantic(run, rounds=25, warmup_rounds=3)
     distinct = sum(len(ids.unique()) for ids in rounds) / len(rounds)
-    report_bytes(benchmark, int(CALLS * distinct * 3 * layer.matrix_bytes))
+    visits = CALLS * distinct * 3
+    report_bytes(benchmark, int(visits * layer.matrix_bytes), int(visits * layer.read_bytes))
 
 
 @pytest.mark.benchmark(group="experts")

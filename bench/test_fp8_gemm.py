@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 from dsv3rt_fp8 import native_ops
-from measure import CALLS, random_bytes, report_bytes, report_flops
+from measure import CALLS, packed, random_weights, report_bytes, report_flops
 from torch import Tensor
 
 ROWS, COLUMNS, MATRICES = 2816, 2048, 72
-FORMATS = {"fp8": torch.float8_e4m3fn, "bf16": torch.bfloat16}
+FORMATS = {"fp8": torch.float8_e4m3fn, "bf16": torch.bfloat16, "bf16 packed": torch.bfloat16}
 
 
 @pytest.fixture(scope="module", params=list(FORMATS))
@@ -28,16 +28,20 @@ def product(request: pytest.FixtureRequest) -> Callable[[Tensor, int], Tensor]:
         pytest.skip("no native kernels")
     dtype = FORMATS[request.param]
     count = MATRICES // dtype.itemsize
-    weights = random_bytes(count * ROWS * COLUMNS * dtype.itemsize).view(dtype).view(count, ROWS, COLUMNS)
+    weights = random_weights(count * ROWS * COLUMNS, dtype).view(count, ROWS, COLUMNS)
+    copies = packed(list(weights)) if "packed" in request.param else []
     scale = torch.rand(ROWS // 128, COLUMNS // 128) * 1e-2
 
     def compute(x: Tensor, number: int) -> Tensor:
         weight = weights[number % count]
+        if copies:
+            return torch.ops.dsv3rt.packed_linear(x, weight, copies[number % count])  # type: ignore[no-any-return]
         if dtype == torch.float8_e4m3fn:
             return torch.ops.dsv3rt.fp8_linear(x, weight, scale)  # type: ignore[no-any-return]
         return torch.ops.dsv3rt.dense_linear(x, weight)  # type: ignore[no-any-return]
 
-    compute.itemsize = dtype.itemsize  # type: ignore[attr-defined]
+    compute.bytes = weights[0].nbytes  # type: ignore[attr-defined]
+    compute.read_bytes = native_ops.packed_read_bytes(weights[0], copies[0]) if copies else weights[0].nbytes  # type: ignore[attr-defined]
     return compute
 
 
@@ -46,7 +50,7 @@ def product(request: pytest.FixtureRequest) -> Callable[[Tensor, int], Tensor]:
 def test_decode(benchmark: Any, product: Any, tokens: int) -> None:
     x, numbers = torch.randn(tokens, COLUMNS), itertools.count(0, 7)
     benchmark.pedantic(lambda: [product(x, next(numbers)) for _ in range(CALLS)], rounds=25, warmup_rounds=3)
-    report_bytes(benchmark, CALLS * ROWS * COLUMNS * product.itemsize)
+    report_bytes(benchmark, CALLS * product.bytes, CALLS * product.read_bytes)
 
 
 @pytest.mark.benchmark(group="fp8-gemm")

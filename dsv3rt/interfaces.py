@@ -144,6 +144,29 @@ class FusesFFN(Protocol):
         ...
 
 
+@runtime_checkable
+class PacksWeights(Protocol):
+    """What a Quantization may offer besides: copies of its weights that decoding reads faster, to the same results bit
+    for bit. They are made in the background, and nothing waits for them that has not said so."""
+
+    def pack(self, roots: Sequence[nn.Module]) -> None:
+        """Begin, once the modules in `roots` are loaded and before any graph of them is made."""
+        ...
+
+    def packed(self, timeout_s: float | None = None) -> bool:
+        """Wait until the copies are there; False when time ran out."""
+        ...
+
+    def expected_share(self, weight_bytes: int, bf16_bytes: int, device: torch.device) -> float:
+        """Of the bytes of bfloat16 matrices, the share that decoding will read where there are so many in a model of
+        so many. 1 where nothing will be packed."""
+        ...
+
+    def saved_bytes_per_token(self, model: nn.Module) -> int:
+        """How much less one token reads of `model`, by now, than its weights take as they are stored."""
+        ...
+
+
 @dataclass(frozen=True)
 class DraftRule:
     """How the main model will choose its tokens. A head whose drafts are drawn likewise is accepted more often."""

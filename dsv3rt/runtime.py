@@ -32,7 +32,7 @@ from dsv3rt.generate.sampling import Sampler, SamplingParams
 from dsv3rt.generate.sequence import Sequence
 from dsv3rt.generate.speculation import Speculator
 from dsv3rt.generate.steps import Settled, plain_steps
-from dsv3rt.interfaces import ChatFormat, ChecksItself, RoutingObserver, Tokenizer
+from dsv3rt.interfaces import ChatFormat, ChecksItself, PacksWeights, Quantization, RoutingObserver, Tokenizer
 from dsv3rt.plugin_manager import Plugins, discover
 from dsv3rt.weights.loader import load_weights, of_mtp
 from dsv3rt.weights.prefault import Progress
@@ -79,6 +79,7 @@ class Runtime:
         plan: AssemblyPlan,
         engine: Engine,
         head: nn.Module | None,
+        quantization: Quantization,
         plugins: Plugins,
         chat_template: str | None,
         load_s: float,
@@ -88,6 +89,7 @@ class Runtime:
         self.config = plan.config
         self.engine = engine
         self.head: Any = head
+        self.quantization = quantization
         self.plugins = plugins
         self.load_s = load_s
         self.generation_config = _read_generation_config(folder)
@@ -247,6 +249,22 @@ class Runtime:
             conversation.speculator.prepare(self.sampling_defaults)
         self.conversations.give_back(conversation)
 
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until everything is as quick as it will be: graphs asked for so far compiled, weights packed. False when
+        time ran out."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        if not self.engine.wait(timeout_s):
+            return False
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        return not isinstance(self.quantization, PacksWeights) or self.quantization.packed(left)
+
+    @property
+    def saved_bytes_per_token(self) -> int:
+        """How much less a token reads of the decoder, by now, than its weights take as they are stored."""
+        if not isinstance(self.quantization, PacksWeights):
+            return 0
+        return self.quantization.saved_bytes_per_token(self.engine.decoder)
+
     def _run(
         self, stream: Stream, ids: list[int], answer: Answer, sampler: Sampler, reasoning: Any, drafts: str | int
     ) -> Iterator[Chunk]:
@@ -361,7 +379,8 @@ def load(
     """Load a checkpoint folder in the official layout.
 
     The slots take "NAME[:key=value,...]"; None is the family's default, head="none" drafts nothing. plugins: files, or
-    objects holding hooks, beside the installed ones. compile: auto, full, block, off or wait. max_context: tokens,
+    objects holding hooks, beside the installed ones. compile: auto, full, block, off, or wait (for each graph, and for
+    weights to be packed). max_context: tokens,
     default what config.json allows.
     chat_template: a jinja2 template, or the name of one of the checkpoint's, instead of its own. observers:
     names of routing observers; they watch the uncompiled model. Raises UserError.
@@ -386,8 +405,12 @@ def load(
     watching = [found.find("routing_observer", name).builder for name in observers]
     model, plan = _assemble(plan, found, source, watching, progress)
     found.manager.hook.model_assembled(model=model.decoder, plan=plan)
+    if isinstance(model.quantization, PacksWeights):
+        model.quantization.pack([model.decoder, *([] if model.head is None else [model.head])])
     engine = Engine(model.decoder, "off" if watching else compile)
     load_s = time.perf_counter() - started
-    runtime = Runtime(folder, plan, engine, model.head, found, chat_template, load_s)
+    runtime = Runtime(folder, plan, engine, model.head, model.quantization, found, chat_template, load_s)
     runtime.prepare()
+    if compile == "wait" and isinstance(model.quantization, PacksWeights):
+        model.quantization.packed()
     return runtime

@@ -79,10 +79,10 @@ def command(
 
 
 def _warm_up(runtime: Runtime, run: Callable[[], object]) -> None:
-    """Run until no graph is left to wait for: whichever the mode, nothing is compiled while measuring."""
+    """Run until no graph is left to wait for: whichever the mode, nothing is compiled or packed while measuring."""
     counters = runtime.engine.counters
     for _ in range(_MOST_WARM_RUNS):
-        runtime.engine.wait()
+        runtime.wait()
         uncompiled, graphs = counters.uncompiled, len(counters.graphs)
         run()
         if (counters.uncompiled, len(counters.graphs)) == (uncompiled, graphs):
@@ -99,7 +99,7 @@ def _report(runtime: Runtime, cold: Generation, runs: Sequence[Generation], befo
 
     timings = [run.timings for run in runs]
     calls = runtime.engine.counters
-    read = Sizes.of(runtime.config).read_bytes_per_token
+    read = Sizes.of(runtime.config).read_bytes_per_token - runtime.saved_bytes_per_token
     peak = max(timing.peak_rss_bytes for timing in timings)  # before the bandwidth's own buffer
     gbs = read_bandwidth_gbs()
     drafted = sum(run.speculation.drafted for run in runs)

@@ -61,7 +61,9 @@ def gather(loading: Loading, *, measure: bool) -> dict[str, Any]:
     config, folder = _config(loading)
     sizes = Sizes.of(config)
     context = loading.ctx_size or min(8192, config.max_position_embeddings)
-    plan, cache_bytes = _plan(loading, config)
+    plan, cache_bytes, share = _plan(loading, config, sizes)
+    read = sizes.read_bytes_per_token - round((1 - share) * sizes.bf16_read_bytes_per_token)
+    packed = round(share * sizes.bf16_bytes) if share < 1 else 0
     return {
         "checkpoint": str(folder) if folder else loading.checkpoint,
         "family": config.family.title,
@@ -80,14 +82,14 @@ def gather(loading: Loading, *, measure: bool) -> dict[str, Any]:
         },
         "max_context": config.max_position_embeddings,
         "disk_bytes": sizes.disk_bytes,
-        "weight_bytes_per_token": sizes.read_bytes_per_token,
+        "weight_bytes_per_token": read,
         "cache_bytes_per_token": cache_bytes or sizes.cache_bytes_per_token,
         "files": _files(folder, config) if folder else None,
         "tokenizer": _tokenizer(folder) if folder else None,
         "generation_defaults": _generation(folder) if folder else None,
         "plan": plan,
         "ignored_config_keys": list(config.ignored_keys),
-        **_cost(sizes, cache_bytes or sizes.cache_bytes_per_token, context, measure=measure),
+        **_cost(sizes, read, packed, cache_bytes or sizes.cache_bytes_per_token, context, measure=measure),
     }
 
 
@@ -117,13 +119,15 @@ def _from_hub(name: str, missing: CheckpointError) -> Path:
         raise CheckpointError(f"{missing.what}; {error.what}", fix=missing.fix) from None
 
 
-def _plan(loading: Loading, config: ModelConfig) -> tuple[dict[str, Any], int | None]:
-    """(what fills each slot, the attention's own cache bytes a token).
+def _plan(loading: Loading, config: ModelConfig, sizes: Sizes) -> tuple[dict[str, Any], int | None, float]:
+    """(what fills each slot, the attention's own cache bytes a token, the share of bfloat16 matrices that decoding
+    reads, see `PacksWeights`).
 
     Without the plugins that the family needs by default it says so, and the rest can still be told; what was asked
     for and cannot be had is an error.
     """
     from dsv3rt.assembly import build, resolve_plan
+    from dsv3rt.interfaces import PacksWeights
     from dsv3rt.plugin_manager import discover
 
     slots = {slot: getattr(loading, slot) for slot in ("attention", "routing", "head")}
@@ -144,11 +148,14 @@ def _plan(loading: Loading, config: ModelConfig) -> tuple[dict[str, Any], int | 
         bare = replace(plan, config=dense, routing=None, head=None)
         built = build(bare, plugins)
         kernels = built.quantization.describe(plan.device)
-        return {**plan.as_dict(), "kernels": kernels}, built.decoder.cache_bytes_per_token
+        share = 1.0
+        if isinstance(built.quantization, PacksWeights):
+            share = built.quantization.expected_share(sizes.weight_bytes, sizes.bf16_bytes, plan.device)
+        return {**plan.as_dict(), "kernels": kernels}, built.decoder.cache_bytes_per_token, share
     except PluginError as error:
         if loading.plugin or any(slots.values()):
             raise
-        return {"error": str(error)}, None
+        return {"error": str(error)}, None, 1.0
 
 
 def _files(folder: Path, config: ModelConfig) -> dict[str, Any]:
@@ -203,7 +210,7 @@ def _json(path: Path) -> dict[str, Any]:
     return raw if isinstance(raw, dict) else {}
 
 
-def _cost(sizes: Sizes, cache_bytes: int, context: int, *, measure: bool) -> dict[str, Any]:
+def _cost(sizes: Sizes, read: int, packed: int, cache_bytes: int, context: int, *, measure: bool) -> dict[str, Any]:
     """Memory against what this machine has, and speed against what it reads."""
     import torch
 
@@ -217,6 +224,7 @@ def _cost(sizes: Sizes, cache_bytes: int, context: int, *, measure: bool) -> dic
         "memory": {
             "weights": sizes.weight_bytes,
             "mtp_weights": sizes.mtp_bytes,
+            "packed": packed,
             "cache": cache_bytes * context,
             "overhead": _OVERHEAD,
             "need": need,
@@ -230,7 +238,7 @@ def _cost(sizes: Sizes, cache_bytes: int, context: int, *, measure: bool) -> dic
         from dsv3rt.native import read_bandwidth_gbs
 
         gbs = read_bandwidth_gbs()
-        limit = gbs * 1e9 / sizes.read_bytes_per_token
+        limit = gbs * 1e9 / read
         layers = sizes.dense_layers + sizes.moe_layers
         facts |= {
             "machine_read_gbs": gbs,
@@ -282,7 +290,8 @@ def _table(facts: dict[str, Any]) -> Table:
         "memory",
         f"{size(memory['need'])} at {facts['context']:,} tokens of context (weights {size(memory['weights'])}, "
         f"cache {size(memory['cache'])}); {size(memory['available'])} free: "
-        + ("fits" if memory["fits"] else "does not fit, it would run from disk"),
+        + ("fits" if memory["fits"] else "does not fit, it would run from disk")
+        + (f", and {size(memory['packed'])} more of packed copies" if memory["packed"] else ""),
     )
     if memory["gpu_available"] is not None:
         verdict = "fits" if memory["gpu_fits"] else "does not fit"

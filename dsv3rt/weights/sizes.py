@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from dsv3rt.config import ModelConfig
-from dsv3rt.weights.official import official_tensors
+from dsv3rt.weights.official import QUANTIZED, official_tensors
 
 _ITEMSIZE: Mapping[str, int] = MappingProxyType({"float32": 4, "float16": 2, "bfloat16": 2})
 
@@ -32,6 +32,11 @@ class Sizes:
     mtp_bytes: int
     """More, with the MTP modules; without copies."""
     read_bytes_per_token: int
+    """Of the weights as they are stored."""
+    bf16_bytes: int
+    """Of `weight_bytes`, those of bfloat16 matrices that the quantization slot makes."""
+    bf16_read_bytes_per_token: int
+    """Of `read_bytes_per_token`, the same."""
     cache_bytes_per_token: int
     """16 bits a value: layers x (latent + rope) x 2."""
     dense_layers: int
@@ -53,9 +58,13 @@ class Sizes:
                 continue
             count["parameters"] += tensor.numel
             count["bytes"] += stored
+            made = tensor.kind in QUANTIZED or tensor.kind == "head"
+            bf16 = stored if made and config.torch_dtype == "bfloat16" and not tensor.scale_shape(config) else 0
+            count["bf16"] += bf16
             if tensor.kind == "expert":
                 experts += tensor.numel
                 count["expert_bytes"] += stored
+                count["bf16_experts"] += bf16
             elif tensor.kind != "embed" or config.tie_word_embeddings:
                 count["active"] += tensor.numel
                 count["read"] += stored
@@ -69,6 +78,8 @@ class Sizes:
             weight_bytes=count["bytes"],
             mtp_bytes=count["mtp_bytes"],
             read_bytes_per_token=count["read"] + count["expert_bytes"] * chosen // of + config.hidden_size * itemsize,
+            bf16_bytes=count["bf16"],
+            bf16_read_bytes_per_token=count["bf16"] - count["bf16_experts"] * (of - chosen) // of,
             cache_bytes_per_token=2 * config.num_hidden_layers * (config.kv_lora_rank + config.qk_rope_head_dim),
             dense_layers=config.num_hidden_layers - moe,
             moe_layers=moe,

@@ -19,6 +19,10 @@ from dsv3rt_fp8.modules import FeedForward, Linear, Storage, wants_grad
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
 class Experts(nn.Module):
     """y = sum_k weights[:, k] * FFN_{ids[:, k]}(x). Children are named "0", "1", .. as in the checkpoint."""
 
@@ -61,7 +65,7 @@ class Experts(nn.Module):
         self.bind()
 
     def bind(self) -> None:
-        """Note where the weights lie now, for the native kernel; without one, nothing.
+        """Note where the weights and their packed copies lie now, for the native kernel; without one, nothing.
 
         Must be called again after the weights' memory has changed (not their values): `eval()` and `to()` do it.
         """
@@ -77,7 +81,7 @@ class Experts(nn.Module):
             return
         self.format = native_ops.FORMATS[first.dtype]
         addresses = [
-            [[m.weight.data_ptr(), 0 if m.weight_scale_inv is None else m.weight_scale_inv.data_ptr()] for m in trio]
+            [[_address(tensor) for tensor in (m.weight, m.weight_scale_inv, m.packed)] for m in trio]
             for trio in zip(*columns, strict=True)
         ]
         self.table = torch.tensor(addresses, dtype=torch.int64)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,11 +64,16 @@ def read_weight(
 
 
 class Linear(nn.Module):
-    """y = x W^T (+ b). Parameters `weight`, `bias`; with FP8 storage also the buffer `weight_scale_inv`."""
+    """y = x W^T (+ b). Parameters `weight`, `bias`; with FP8 storage also the buffer `weight_scale_inv`.
+
+    The buffer `packed` is there where packing.py makes a copy of the weight that is read faster. Who writes into the
+    weight of a loaded model calls `eval()` (or `train()`) afterwards: from then on the copy is not read any more.
+    """
 
     weight: nn.Parameter
     bias: nn.Parameter | None
     weight_scale_inv: Tensor | None
+    packed: Tensor | None
 
     def __init__(self, in_features: int, out_features: int, storage: Storage, *, bias: bool = False) -> None:
         super().__init__()
@@ -75,15 +81,20 @@ class Linear(nn.Module):
         self.storage = storage
         self.native = False
         self.block_scaled = False
+        self.packable = True
+        """Whether products of few tokens are computed here, so that a packed copy would be read."""
         self.weight = nn.Parameter(torch.empty(out_features, in_features, dtype=storage.dtype))
         self.bias = nn.Parameter(torch.empty(out_features, dtype=storage.dtype)) if bias else None
         self.register_buffer("weight_scale_inv", None)
+        self.register_buffer("packed", None, persistent=False)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {str(self.weight.dtype).removeprefix('torch.')}"
 
     def load_tensors(self, source: TensorSource, prefix: str, device: torch.device) -> None:
         """Take weight, scales and bias; on the CPU without a copy."""
+        self.discard_packed()
+        self.packed = None
         weight, scale = read_weight(source, prefix, (self.out_features, self.in_features), self.storage)
         if scale is None and device.type != "cpu":
             weight = weight.to(self.storage.dtype)
@@ -99,11 +110,35 @@ class Linear(nn.Module):
         self.native = native_ops.native_on(self.weight.device) and self.weight.is_contiguous()
         self.block_scaled = self.weight_scale_inv is not None and gpu.fits_block_scaled_mm(self.weight)
 
+    def discard_packed(self) -> None:
+        """The weight may change: whoever has the packed copy, a compiled graph too, reads the weight from now on."""
+        if self.packed is not None:
+            native_ops.discard_packed(self.packed)
+
     def train(self, mode: bool = True) -> Linear:
         super().train(mode)
+        self.discard_packed()
         if not mode:
             self.choose_kernel()
         return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Linear:
+        self.discard_packed()
+        self.packed = None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.discard_packed()
+        super()._load_from_state_dict(*args)
+
+    def for_gradients(self, *tensors: Tensor) -> bool:
+        """Whether autograd has to see a product of these with the weight, which is then on its way to be changed."""
+        if not wants_grad(*tensors, self.weight):
+            return False
+        if not torch.compiler.is_compiling():
+            self.discard_packed()
+        return True
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
         """The values [N, K] in `dtype`."""
@@ -116,14 +151,16 @@ class Linear(nn.Module):
         scale = self.weight_scale_inv
         if scale is not None and self.storage.round_input is not None:
             x = self.storage.round_input(x)
-        if self.native and not wants_grad(x, self.weight):
+        if self.native and not self.for_gradients(x):
             rows = x.float().contiguous()
-            if scale is None:
+            if self.packed is not None:
+                y = torch.ops.dsv3rt.packed_linear(rows, self.weight, self.packed)
+            elif scale is None:
                 y = torch.ops.dsv3rt.dense_linear(rows, self.weight)
             else:
                 y = torch.ops.dsv3rt.fp8_linear(rows, self.weight, scale)
             y = y.to(x.dtype)
-        elif self.block_scaled and scale is not None and not wants_grad(x, self.weight):
+        elif self.block_scaled and scale is not None and not self.for_gradients(x):
             y = gpu.block_scaled_mm(x, self.weight, scale, ue8m0=self.storage.ue8m0)
         else:
             y = F.linear(x, self.dequantized(x.dtype))
@@ -146,7 +183,7 @@ class FeedForward(nn.Module):
             return False
         if not gate.weight.dtype == up.weight.dtype == down.weight.dtype:
             return False
-        return not wants_grad(x, gate.weight, up.weight, down.weight)
+        return not any(matrix.for_gradients(x) for matrix in (gate, up, down))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., D] -> [..., D]."""
@@ -155,9 +192,12 @@ class FeedForward(nn.Module):
             y: Tensor = down(F.silu(gate(x)) * up(x))
             return y
         rows = x.float().contiguous()
-        if gate.weight_scale_inv is None:
+        if gate.packed is not None and up.packed is not None and down.packed is not None:
+            pairs = [(m.weight, m.packed) for m in (gate, up, down)]
+            y = torch.ops.dsv3rt.packed_ffn(rows, *(tensor for pair in pairs for tensor in pair))
+        elif gate.weight_scale_inv is None:
             y = torch.ops.dsv3rt.dense_ffn(rows, gate.weight, up.weight, down.weight)
         else:
-            pairs = ((m.weight, m.weight_scale_inv) for m in (gate, up, down))
-            y = torch.ops.dsv3rt.fp8_ffn(rows, *(tensor for pair in pairs for tensor in pair))
+            scaled = [(m.weight, m.weight_scale_inv) for m in (gate, up, down)]
+            y = torch.ops.dsv3rt.fp8_ffn(rows, *(tensor for pair in scaled for tensor in pair))
         return y.to(x.dtype)

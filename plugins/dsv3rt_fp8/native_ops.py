@@ -4,18 +4,24 @@ Legend: N outputs of a matrix, K inputs, T tokens, D hidden, F expert hidden, E 
 
     fp8_linear(x [..., K], weight e4m3 [N, K], scale_inv float32 [ceil(N/128), ceil(K/128)]) -> [..., N]
     dense_linear(x [..., K], weight float32|bfloat16|float16 [N, K]) -> [..., N]
-    fp8_ffn, dense_ffn(x [..., D], gate, up [F, D], down [D, F]) -> [..., D]
-    experts(x [T, D], weights [T, k], ids [T, k], table [E, 3, 2], F, format) -> [T, D]
+    packed_linear(x [..., K], weight bfloat16 [N, K], packed uint8) -> [..., N]
+    fp8_ffn, dense_ffn, packed_ffn(x [..., D], gate, up [F, D], down [D, F]) -> [..., D]
+    experts(x [T, D], weights [T, k], ids [T, k], table [E, 3, 3], F, format) -> [T, D]
 
-x is contiguous float32. `table` holds addresses: (weight, scales or 0) of gate, up and down of each expert; the tensors
-must outlive it. A token's result is bitwise the same whatever is computed beside it, up to 16 tokens in all. With FP8
-on AMD's processors with AVX2 (`avx2amd`) activations are multiplied by 2^64 on their way: none may exceed 1.8e19.
+x is contiguous float32. `table` holds addresses: (weight, scales or 0, packed or 0) of gate, up and down of each
+expert; the tensors must outlive it. `packed` is what `packed_buffers` makes and `pack_weights` fills: up to 16 tokens
+read it instead of the weight as soon as it is full, to the same result bit for bit. A token's result is bitwise the
+same whatever is computed beside it, up to 16 tokens in all. With FP8 on AMD's processors with AVX2 (`avx2amd`)
+activations are multiplied by 2^64 on their way: none may exceed 1.8e19.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import mmap
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -27,16 +33,29 @@ FORMATS = {torch.float8_e4m3fn: 0, torch.bfloat16: 1, torch.float16: 2, torch.fl
 """Stored dtype -> the number by which the operators know it."""
 
 
+_POINTER = ctypes.c_void_p
+
+
 @functools.cache
 def library() -> NativeLibrary | None:
     """The native library, or None where it cannot be built."""
     loaded = load_library("fp8", Path(__file__).parent / "csrc")
     if loaded is not None:
-        loaded.c.dsv3rt_has_nan.argtypes = (ctypes.c_void_p, ctypes.c_int64)
+        loaded.c.dsv3rt_has_nan.argtypes = (_POINTER, ctypes.c_int64)
         loaded.c.dsv3rt_has_nan.restype = ctypes.c_int
+        loaded.c.dsv3rt_packed_bytes.argtypes = (ctypes.c_int64, ctypes.c_int64)
+        loaded.c.dsv3rt_packed_bytes.restype = ctypes.c_int64
+        loaded.c.dsv3rt_pack_weights.argtypes = (_POINTER, ctypes.c_int64, ctypes.c_int64, _POINTER, _POINTER)
+        loaded.c.dsv3rt_pack_weights.restype = ctypes.c_int
+        loaded.c.dsv3rt_discard_packed.argtypes = (_POINTER,)
+        loaded.c.dsv3rt_discard_packed.restype = None
+        loaded.c.dsv3rt_packed_read_bytes.argtypes = (ctypes.c_int64, ctypes.c_int64, _POINTER)
+        loaded.c.dsv3rt_packed_read_bytes.restype = ctypes.c_int64
         fake = torch.library.register_fake
         fake("dsv3rt::fp8_linear", lambda x, weight, scale_inv: x.new_empty((*x.shape[:-1], weight.shape[0])))
         fake("dsv3rt::dense_linear", lambda x, weight: x.new_empty((*x.shape[:-1], weight.shape[0])))
+        fake("dsv3rt::packed_linear", lambda x, weight, packed: x.new_empty((*x.shape[:-1], weight.shape[0])))
+        fake("dsv3rt::packed_ffn", lambda x, gate, gate_p, up, up_p, down, down_p: x.new_empty(x.shape))
         fake("dsv3rt::dense_ffn", lambda x, gate, up, down: x.new_empty(x.shape))
         fake("dsv3rt::fp8_ffn", lambda x, gate, gate_s, up, up_s, down, down_s: x.new_empty(x.shape))
         fake("dsv3rt::experts", lambda x, weights, ids, table, intermediate, format: x.new_empty(x.shape))
@@ -54,3 +73,54 @@ def has_nan(codes: Tensor) -> bool:
     if native is not None:
         return bool(native.c.dsv3rt_has_nan(codes.data_ptr(), codes.numel()))
     return bool(((codes.view(torch.uint8) & 0x7F) == 0x7F).any())
+
+
+def packed_bytes(shape: Sequence[int]) -> int:
+    """Bytes of memory for the packed weights of a matrix [N, K]; 0 where no kernel reads such."""
+    native = library()
+    return 0 if native is None else int(native.c.dsv3rt_packed_bytes(*shape))
+
+
+def reads_packed() -> bool:
+    """Whether kernels read packed weights."""
+    return packed_bytes((1, 1)) > 0
+
+
+def packed_buffers(shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+    """uint8 [bytes] for each of these matrices [N, K], to be filled with its packed weights. All are of one piece of
+    memory, touched only when they are filled; in huge pages where the system has such, which are read a sixth
+    faster."""
+    sizes = [packed_bytes(shape) for shape in shapes]
+    room = mmap.mmap(-1, sum(sizes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            room.madvise(mmap.MADV_HUGEPAGE)
+    return list(torch.frombuffer(room, dtype=torch.uint8).split(sizes))
+
+
+def pack_weights(weight: Tensor, packed: Tensor, stop: ctypes.c_int32 | None = None) -> bool:
+    """Fill a buffer from a contiguous bfloat16 matrix, in this thread, other Python threads running meanwhile; it is in
+    use from then on. False, and never in use, where its weights' exponents are too far apart, when it has been
+    discarded, or when `stop` becomes 1."""
+    native = library()
+    assert native is not None and weight.dtype == torch.bfloat16 and weight.is_contiguous()
+    flag = ctypes.c_int32() if stop is None else stop
+    rows, columns = weight.shape
+    return bool(
+        native.c.dsv3rt_pack_weights(weight.data_ptr(), rows, columns, packed.data_ptr(), ctypes.addressof(flag))
+    )
+
+
+def discard_packed(packed: Tensor) -> None:
+    """The weights may have changed: from now on they are read themselves, by every graph that has this buffer."""
+    native = library()
+    assert native is not None
+    native.c.dsv3rt_discard_packed(packed.data_ptr())
+
+
+def packed_read_bytes(weight: Tensor, packed: Tensor) -> int:
+    """Bytes that a product reads of the packed weights; 0 while it reads the weight."""
+    native = library()
+    assert native is not None
+    rows, columns = weight.shape
+    return int(native.c.dsv3rt_packed_read_bytes(rows, columns, packed.data_ptr()))

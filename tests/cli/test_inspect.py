@@ -41,6 +41,17 @@ def test_a_whole_checkpoint(tmp_path: Path, capfd: Capture, monkeypatch: pytest.
     assert "0.00B" not in table and "fits" in table and "mla" in table
 
 
+def test_packed_weights_are_counted(capfd: Capture) -> None:
+    pytest.importorskip("dsv3rt_fp8")
+    packed, plain = (
+        inspect(capfd, "small", "--no-bandwidth", "--quantization", f"dense:pack={mode}") for mode in ("auto", "off")
+    )
+    if "packed" not in packed["plan"]["kernels"]:
+        pytest.skip("no kernels for packed weights")
+    assert 0.75 < packed["weight_bytes_per_token"] / plain["weight_bytes_per_token"] < 0.8
+    assert packed["memory"]["packed"] > 0 and plain["memory"]["packed"] == 0
+
+
 def test_before_downloading(tmp_path: Path, capfd: Capture) -> None:
     """config.json alone; then with an index; then with some of the shards."""
     whole = random_checkpoint(tmp_path / "whole", preset("tiny"), shards=3)

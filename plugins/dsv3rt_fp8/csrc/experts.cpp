@@ -1,4 +1,4 @@
-// Operators experts, fp8_ffn and dense_ffn: y = down(silu(gate x) * (up x)), for the experts a router chose, or for one network.
+// Operators experts, fp8_ffn, dense_ffn and packed_ffn: y = down(silu(gate x) * (up x)), for the experts a router chose, or for one network.
 //
 // Two phases in one parallel region. First: rows of gate and up, GROUP at a time, for every expert that some token chose, into h.
 // Then: rows of y, each from all experts; a token's experts are added in the order of its slots, so that nothing depends on which
@@ -214,14 +214,14 @@ void compute(const Networks& networks, const Plan& plan, const Shape& shape, con
 }
 
 constexpr const char* EXPERTS_SHAPES =
-    "experts: x must be float32 [T, D], weights float32 [T, K], ids int64 [T, K], table int64 [E, 3, 2], all contiguous";
+    "experts: x must be float32 [T, D], weights float32 [T, K], ids int64 [T, K], table int64 [E, 3, 3], all contiguous";
 
 Tensor experts(const Tensor& x, const Tensor& weights, const Tensor& ids, const Tensor& table, int64_t intermediate,
                int64_t format) {
   check(x.dims() == 2 && weights.dims() == 2 && ids.dims() == 2 && table.dims() == 3, EXPERTS_SHAPES);
   const int64_t tokens = x.size(0), hidden = x.size(1), slots = ids.size(1), count = table.size(0);
   check(weights.size(0) == tokens && ids.size(0) == tokens && weights.size(1) == slots && table.size(1) == 3 &&
-            table.size(2) == 2 && ids.contiguous() && table.contiguous() && ids.dtype() == torch_api.int64 &&
+            table.size(2) == 3 && ids.contiguous() && table.contiguous() && ids.dtype() == torch_api.int64 &&
             table.dtype() == torch_api.int64 && intermediate > 0 && format >= 0 && format <= 3,
         EXPERTS_SHAPES);
   const float *xs = x.floats(EXPERTS_SHAPES), *w = weights.floats(EXPERTS_SHAPES);
@@ -230,9 +230,9 @@ Tensor experts(const Tensor& x, const Tensor& weights, const Tensor& ids, const 
   float* out = y.data<float>();
   const auto networks = [&](int64_t expert) {
     const auto matrix = [&](int64_t which, int64_t columns) {
-      const int64_t* entry = pointers + (expert * 3 + which) * 2;
+      const int64_t* entry = pointers + (expert * 3 + which) * 3;
       return Matrix{reinterpret_cast<const uint8_t*>(entry[0]), reinterpret_cast<const uint8_t*>(entry[1]),
-                    static_cast<Format>(format), columns};
+                    static_cast<Format>(format), columns, reinterpret_cast<const uint8_t*>(entry[2])};
     };
     return Network{matrix(0, hidden), matrix(1, hidden), matrix(2, intermediate)};
   };
@@ -264,9 +264,9 @@ Tensor ffn(const Tensor& x, const Network& network, int64_t intermediate) {
   return y;
 }
 
-Matrix matrix_of(const Tensor& weight, const uint8_t* scales, Format format) {
+Matrix matrix_of(const Tensor& weight, const uint8_t* scales, Format format, const uint8_t* narrow = nullptr) {
   check(weight.dims() == 2 && weight.contiguous(), FFN_SHAPES);
-  return {weight.data<uint8_t>(), scales, format, weight.size(1)};
+  return {weight.data<uint8_t>(), scales, format, weight.size(1), narrow};
 }
 
 int64_t intermediate_of(const Tensor& gate, const Tensor& up, const Tensor& down) {
@@ -280,6 +280,14 @@ Tensor dense_ffn(const Tensor& x, const Tensor& gate, const Tensor& up, const Te
   const Format format = dtype == torch_api.bfloat16 ? Format::BF16 : dtype == torch_api.float16 ? Format::F16 : Format::F32;
   check((format != Format::F32 || dtype == torch_api.float32) && up.dtype() == dtype && down.dtype() == dtype, FFN_SHAPES);
   const Network network{matrix_of(gate, nullptr, format), matrix_of(up, nullptr, format), matrix_of(down, nullptr, format)};
+  return ffn(x, network, intermediate_of(gate, up, down));
+}
+
+Tensor packed_ffn(const Tensor& x, const Tensor& gate, const Tensor& gate_packed, const Tensor& up, const Tensor& up_packed,
+                  const Tensor& down, const Tensor& down_packed) {
+  const Network network{matrix_of(gate, nullptr, Format::BF16, packed_of(gate_packed, gate)),
+                        matrix_of(up, nullptr, Format::BF16, packed_of(up_packed, up)),
+                        matrix_of(down, nullptr, Format::BF16, packed_of(down_packed, down))};
   return ffn(x, network, intermediate_of(gate, up, down));
 }
 
@@ -304,6 +312,9 @@ void register_experts(dsv3rt::Registrar& registrar) {
   DSV3RT_OP("experts(Tensor x, Tensor weights, Tensor ids, Tensor table, int intermediate, int format) -> Tensor", experts);
   DSV3RT_OP("dense_ffn(Tensor x, Tensor gate, Tensor up, Tensor down) -> Tensor", dense_ffn);
   DSV3RT_OP(
+      "packed_ffn(Tensor x, Tensor gate, Tensor gate_packed, Tensor up, Tensor up_packed, Tensor down, Tensor down_packed) -> Tensor",
+      packed_ffn);
+  DSV3RT_OP(
       "fp8_ffn(Tensor x, Tensor gate, Tensor gate_scale_inv, Tensor up, Tensor up_scale_inv, Tensor down, "
       "Tensor down_scale_inv) -> Tensor",
       fp8_ffn);
@@ -321,6 +332,14 @@ DSV3RT_EXPORT int32_t aoti_torch_cpu_experts(Handle x, Handle weights, Handle id
 DSV3RT_EXPORT int32_t aoti_torch_cpu_dense_ffn(Handle x, Handle gate, Handle up, Handle down, Handle* y) {
   return dsv3rt::shim_call(
       y, [&] { return dense_ffn(Tensor::borrow(x), Tensor::borrow(gate), Tensor::borrow(up), Tensor::borrow(down)); });
+}
+
+DSV3RT_EXPORT int32_t aoti_torch_cpu_packed_ffn(Handle x, Handle gate, Handle gate_packed, Handle up, Handle up_packed,
+                                                Handle down, Handle down_packed, Handle* y) {
+  return dsv3rt::shim_call(y, [&] {
+    return packed_ffn(Tensor::borrow(x), Tensor::borrow(gate), Tensor::borrow(gate_packed), Tensor::borrow(up),
+                      Tensor::borrow(up_packed), Tensor::borrow(down), Tensor::borrow(down_packed));
+  });
 }
 
 DSV3RT_EXPORT int32_t aoti_torch_cpu_fp8_ffn(Handle x, Handle gate, Handle gate_scale_inv, Handle up, Handle up_scale_inv,

@@ -22,6 +22,7 @@ struct Matrix {
   const uint8_t* scales;  // E4M3: float32 [ceil(rows/128), ceil(columns/128)], else null
   Format format;
   int64_t columns;
+  const uint8_t* packed = nullptr;  // BF16: the same in fewer bytes, as soon as it may be read; see packed.h
 
   int64_t row_bytes() const { return columns * (format == Format::E4M3 ? 1 : format == Format::F32 ? 4 : 2); }
 };
@@ -56,6 +57,8 @@ struct Kernels {
   // Whether any byte is one of e4m3's two NaN codes.
   bool (*has_nan)(const uint8_t* codes, int64_t bytes);
   Tiles tiles;
+  // Packs bfloat16 weights as packed.h says, and whether that may be read now. Null where no packed weights are read.
+  bool (*pack_weights)(const uint8_t* data, int64_t rows, int64_t columns, uint8_t* packed, const int32_t* stop);
 };
 
 namespace dsv3rt_portable { extern const Kernels kernels; }

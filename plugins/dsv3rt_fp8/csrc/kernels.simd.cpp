@@ -265,6 +265,12 @@ static void some(const Matrix& w, int64_t first, int64_t rows, const float* cons
   }
 }
 
+}  // namespace DSV3RT_VARIANT
+
+#include "few_packed.h"
+
+namespace DSV3RT_VARIANT {
+
 // ---- more ---------------------------------------------------------------------------------------------------------------------
 
 // out[c * out_stride + r] = in[r * in_stride + c], 8 x 8
@@ -416,6 +422,9 @@ static void dot_format(const Matrix& w, int64_t first, int64_t rows, const float
 template <class E4M3>
 static void dot(const Matrix& w, int64_t first, int64_t rows, const float* const* x, int64_t tokens, float* y, int64_t y_stride,
                 float* scratch) {
+#if defined(DSV3RT_X86)
+  if (is_packed(w, first, tokens)) return packed_dot(w, first, rows, x, tokens, y, y_stride);
+#endif
   switch (w.format) {
     case Format::E4M3: return dot_format<E4M3>(w, first, rows, x, tokens, y, y_stride, scratch);
     case Format::BF16: return dot_format<FormatBF16>(w, first, rows, x, tokens, y, y_stride, scratch);
@@ -593,7 +602,12 @@ static int64_t tile_floats(Format format, int64_t tokens, int64_t rows) {
 
 template <class E4M3>
 static constexpr Kernels table(Tiles tiles = {}) {
-  return {&arrange<E4M3>, &natural<E4M3>, &dot<E4M3>, &scratch_floats, &silu_mul, &add_scaled, &has_nan, tiles};
+#if defined(DSV3RT_X86)
+  constexpr auto pack = &pack_weights;
+#else
+  constexpr decltype(Kernels::pack_weights) pack = nullptr;
+#endif
+  return {&arrange<E4M3>, &natural<E4M3>, &dot<E4M3>, &scratch_floats, &silu_mul, &add_scaled, &has_nan, tiles, pack};
 }
 extern const Kernels kernels;
 const Kernels kernels = table<FormatE4M3>();

@@ -1,4 +1,5 @@
-// Operators fp8_linear and dense_linear: y = x W^T with W as it lies in the checkpoint; and the search for NaN codes.
+// Operators fp8_linear, dense_linear and packed_linear: y = x W^T with W as it lies in the checkpoint; the search for NaN codes;
+// and packing.
 #include "products.h"
 
 DSV3RT_LIBRARY_MAIN
@@ -63,7 +64,7 @@ void product(const Matrix& w, int64_t rows, const float* x, int64_t tokens, floa
   }
 }
 
-Tensor linear(const Tensor& x, const Tensor& weight, const uint8_t* scales, Format format) {
+Tensor linear(const Tensor& x, const Tensor& weight, const uint8_t* scales, Format format, const uint8_t* narrow = nullptr) {
   const int64_t dims = x.dims();
   check(dims >= 1 && dims <= 8 && weight.dims() == 2 && weight.contiguous(), "linear: x must be [..., K] and the weight [N, K]");
   const float* data = x.floats("linear: x must be contiguous float32");
@@ -73,7 +74,7 @@ Tensor linear(const Tensor& x, const Tensor& weight, const uint8_t* scales, Form
   for (int64_t d = 0; d + 1 < dims; ++d) tokens *= sizes[d] = x.size(d);
   sizes[dims - 1] = rows;
   Tensor y = Tensor::empty(sizes, dims, torch_api.float32);
-  product({weight.data<uint8_t>(), scales, format, columns}, rows, data, tokens, y.data<float>());
+  product({weight.data<uint8_t>(), scales, format, columns, narrow}, rows, data, tokens, y.data<float>());
   return y;
 }
 
@@ -87,6 +88,10 @@ Tensor fp8_linear(const Tensor& x, const Tensor& weight, const Tensor& scale_inv
 
 Tensor dense_linear(const Tensor& x, const Tensor& weight) { return linear(x, weight, nullptr, dense_format(weight.dtype())); }
 
+Tensor packed_linear(const Tensor& x, const Tensor& weight, const Tensor& packed) {
+  return linear(x, weight, nullptr, Format::BF16, packed_of(packed, weight));
+}
+
 }  // namespace
 
 DSV3RT_EXPORT int32_t aoti_torch_cpu_fp8_linear(dsv3rt::Handle x, dsv3rt::Handle weight, dsv3rt::Handle scale_inv,
@@ -97,6 +102,35 @@ DSV3RT_EXPORT int32_t aoti_torch_cpu_fp8_linear(dsv3rt::Handle x, dsv3rt::Handle
 
 DSV3RT_EXPORT int32_t aoti_torch_cpu_dense_linear(dsv3rt::Handle x, dsv3rt::Handle weight, dsv3rt::Handle* y) {
   return dsv3rt::shim_call(y, [&] { return dense_linear(Tensor::borrow(x), Tensor::borrow(weight)); });
+}
+
+DSV3RT_EXPORT int32_t aoti_torch_cpu_packed_linear(dsv3rt::Handle x, dsv3rt::Handle weight, dsv3rt::Handle packed,
+                                                   dsv3rt::Handle* y) {
+  return dsv3rt::shim_call(
+      y, [&] { return packed_linear(Tensor::borrow(x), Tensor::borrow(weight), Tensor::borrow(packed)); });
+}
+
+// Bytes of memory for the packed weights of a bfloat16 matrix; 0 where no packed weights are read.
+DSV3RT_EXPORT int64_t dsv3rt_packed_bytes(int64_t rows, int64_t columns) {
+  return kernels().pack_weights != nullptr ? PackedShape(rows, columns).bytes : 0;
+}
+
+// Fills such memory, whose head must be zeros, by this thread alone, unless *stop becomes 1. Returns whether it may be read.
+DSV3RT_EXPORT int dsv3rt_pack_weights(const uint8_t* data, int64_t rows, int64_t columns, uint8_t* packed, const int32_t* stop) {
+  return kernels().pack_weights != nullptr && kernels().pack_weights(data, rows, columns, packed, stop);
+}
+
+// From now on the plain weights are read.
+DSV3RT_EXPORT void dsv3rt_discard_packed(uint8_t* packed) {
+  __atomic_store_n(&head_of(packed)->lanes, PACKED_VOID, __ATOMIC_RELEASE);
+}
+
+// Bytes that a product reads of packed weights; 0 where it reads the plain ones.
+DSV3RT_EXPORT int64_t dsv3rt_packed_read_bytes(int64_t rows, int64_t columns, const uint8_t* packed) {
+  const PackedHead* head = head_of(packed);
+  if (__atomic_load_n(&head->lanes, __ATOMIC_ACQUIRE) <= PACKED_EMPTY) return 0;
+  const PackedShape shape(rows, columns);
+  return shape.escapes - static_cast<int64_t>(sizeof(PackedHead)) + head->count * static_cast<int64_t>(sizeof(Escape));
 }
 
 // Whether `bytes` e4m3 codes hold a NaN. Reads with all threads.
@@ -120,5 +154,6 @@ void register_experts(dsv3rt::Registrar& registrar);
 DSV3RT_OPERATORS {
   DSV3RT_OP("fp8_linear(Tensor x, Tensor weight, Tensor scale_inv) -> Tensor", fp8_linear);
   DSV3RT_OP("dense_linear(Tensor x, Tensor weight) -> Tensor", dense_linear);
+  DSV3RT_OP("packed_linear(Tensor x, Tensor weight, Tensor packed) -> Tensor", packed_linear);
   register_experts(registrar);
 }

@@ -3,6 +3,7 @@
 #pragma once
 #include "dsv3rt_native.h"
 #include "kernels.h"
+#include "packed.h"
 
 inline const Kernels& kernels() {
 #if defined(__x86_64__)
@@ -61,6 +62,14 @@ inline int64_t ticket_rows(int64_t rows, int64_t threads, int64_t most) {
   int64_t size = most;
   while (size > 16 && divide_up(rows, size) < 4 * threads) size /= 2;
   return size;
+}
+
+// The packed weights (see packed.h) of a bfloat16 matrix.
+inline const uint8_t* packed_of(const Tensor& packed, const Tensor& weight) {
+  dsv3rt::check(weight.dtype() == dsv3rt::torch_api.bfloat16 && weight.dims() == 2 && packed.dims() == 1 && packed.contiguous() &&
+                    packed.size(0) == PackedShape(weight.size(0), weight.size(1)).bytes,
+                "packed weights are a uint8 tensor for one bfloat16 matrix");
+  return packed.data<uint8_t>();
 }
 
 struct DotScratch {};

@@ -6,6 +6,7 @@ Legend: r rank; A [r, in], B [out, r].
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dsv3rt.errors import CheckpointError, UsageError
-from dsv3rt.interfaces import Quantization, Site, TensorSource
+from dsv3rt.interfaces import PacksWeights, Quantization, Site, TensorSource
 from dsv3rt.plugin_manager import discover
 from dsv3rt_train.lora import Adapter, LoraSettings
 
@@ -100,3 +101,20 @@ class LoraQuantization:
 
     def describe(self, device: torch.device) -> str:
         return f"{self.base.describe(device)}, {len(self.adapter.pairs)} matrices with LoRA"
+
+    # -- interfaces.PacksWeights, where the format offers it
+
+    def pack(self, roots: Sequence[nn.Module]) -> None:
+        if isinstance(self.base, PacksWeights):
+            self.base.pack(roots)
+
+    def packed(self, timeout_s: float | None = None) -> bool:
+        return not isinstance(self.base, PacksWeights) or self.base.packed(timeout_s)
+
+    def expected_share(self, weight_bytes: int, bf16_bytes: int, device: torch.device) -> float:
+        if isinstance(self.base, PacksWeights):
+            return self.base.expected_share(weight_bytes, bf16_bytes, device)
+        return 1.0
+
+    def saved_bytes_per_token(self, model: nn.Module) -> int:
+        return self.base.saved_bytes_per_token(model) if isinstance(self.base, PacksWeights) else 0

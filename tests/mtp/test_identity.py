@@ -42,6 +42,6 @@ def test_a_random_checkpoint(kind: str, make_checkpoint: Callable[..., Path]) ->
 @pytest.mark.slow
 def test_a_compiled_random_checkpoint(make_checkpoint: Callable[..., Path]) -> None:
     runtime = dsv3rt.load(random_folder(make_checkpoint, "fp8"), compile="wait", max_context=700)
-    found = compare(runtime, 1000, [2])
+    found = compare(runtime, 2000, [2])
     assert found.accepted > 20 and found.rejected > 100
     assert runtime.engine.counters.compiled > found.tokens

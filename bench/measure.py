@@ -65,9 +65,9 @@ def random_weights(count: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def packed(weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The packed copies of bfloat16 matrices [N, K]. Skips where there are none."""
+    """The words of bfloat16 matrices [N, K] that have been packed. Skips where none can be."""
     if not native_ops.reads_packed():
         pytest.skip("no kernels for packed weights")
-    buffers = native_ops.packed_buffers([weight.shape for weight in weights])
-    assert all(native_ops.pack_weights(*pair) for pair in zip(weights, buffers, strict=True))
-    return buffers
+    rooms = native_ops.make_rooms([weight.shape for weight in weights])
+    assert all(native_ops.pack_weights(*pair) for pair in zip(weights, rooms, strict=True))
+    return [room.word for room in rooms]

@@ -133,12 +133,10 @@ class Linear(nn.Module):
         super()._load_from_state_dict(*args)
 
     def for_gradients(self, *tensors: Tensor) -> bool:
-        """Whether autograd has to see a product of these with the weight, which is then on its way to be changed."""
-        if not wants_grad(*tensors, self.weight):
-            return False
-        if not torch.compiler.is_compiling():
+        """Whether autograd has to see a product of these with the weight. One that can have a gradient can change."""
+        if self.weight.requires_grad and not torch.compiler.is_compiling():
             self.discard_packed()
-        return True
+        return wants_grad(*tensors, self.weight)
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
         """The values [N, K] in `dtype`."""

@@ -4,14 +4,14 @@ Legend: N outputs of a matrix, K inputs, T tokens, D hidden, F expert hidden, E 
 
     fp8_linear(x [..., K], weight e4m3 [N, K], scale_inv float32 [ceil(N/128), ceil(K/128)]) -> [..., N]
     dense_linear(x [..., K], weight float32|bfloat16|float16 [N, K]) -> [..., N]
-    packed_linear(x [..., K], weight bfloat16 [N, K], packed uint8) -> [..., N]
+    packed_linear(x [..., K], weight bfloat16 [N, K], packed int64 [2]) -> [..., N]
     fp8_ffn, dense_ffn, packed_ffn(x [..., D], gate, up [F, D], down [D, F]) -> [..., D]
     experts(x [T, D], weights [T, k], ids [T, k], table [E, 3, 3], F, format) -> [T, D]
 
 x is contiguous float32. `table` holds addresses: (weight, scales or 0, packed or 0) of gate, up and down of each
-expert; the tensors must outlive it. `packed` is what `packed_buffers` makes and `pack_weights` fills: up to 16 tokens
-read it instead of the weight as soon as it is full, to the same result bit for bit. A token's result is bitwise the
-same whatever is computed beside it, up to 16 tokens in all. With FP8 on AMD's processors with AVX2 (`avx2amd`)
+expert; the tensors must outlive it. `packed` is the word of a `Room` that `pack_weights` fills: up to 16 tokens read
+what is there instead of the weight as soon as it is full, to the same result bit for bit. A token's result is bitwise
+the same whatever is computed beside it, up to 16 tokens in all. With FP8 on AMD's processors with AVX2 (`avx2amd`)
 activations are multiplied by 2^64 on their way: none may exceed 1.8e19.
 """
 
@@ -20,8 +20,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import itertools
 import mmap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -34,6 +36,9 @@ FORMATS = {torch.float8_e4m3fn: 0, torch.bfloat16: 1, torch.float16: 2, torch.fl
 
 
 _POINTER = ctypes.c_void_p
+_WANTED = 1
+"""See packed.h."""
+_HUGE_PAGE = 2 << 20
 
 
 @functools.cache
@@ -45,7 +50,7 @@ def library() -> NativeLibrary | None:
         loaded.c.dsv3rt_has_nan.restype = ctypes.c_int
         loaded.c.dsv3rt_packed_bytes.argtypes = (ctypes.c_int64, ctypes.c_int64)
         loaded.c.dsv3rt_packed_bytes.restype = ctypes.c_int64
-        loaded.c.dsv3rt_pack_weights.argtypes = (_POINTER, ctypes.c_int64, ctypes.c_int64, _POINTER, _POINTER)
+        loaded.c.dsv3rt_pack_weights.argtypes = (_POINTER, ctypes.c_int64, ctypes.c_int64, *[_POINTER] * 3)
         loaded.c.dsv3rt_pack_weights.restype = ctypes.c_int
         loaded.c.dsv3rt_discard_packed.argtypes = (_POINTER,)
         loaded.c.dsv3rt_discard_packed.restype = None
@@ -86,41 +91,55 @@ def reads_packed() -> bool:
     return packed_bytes((1, 1)) > 0
 
 
-def packed_buffers(shapes: Sequence[Sequence[int]]) -> list[Tensor]:
-    """uint8 [bytes] for each of these matrices [N, K], to be filled with its packed weights. All are of one piece of
-    memory, touched only when they are filled; in huge pages where the system has such, which are read a sixth
-    faster."""
-    sizes = [packed_bytes(shape) for shape in shapes]
-    room = mmap.mmap(-1, sum(sizes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+@dataclass(frozen=True)
+class Room:
+    """For one matrix' packed weights."""
+
+    word: Tensor
+    """int64 [2] that products find them by, at its own place only. Its memory is also theirs."""
+    address: int
+
+
+def make_rooms(shapes: Sequence[Sequence[int]]) -> list[Room]:
+    """Rooms for these matrices [N, K], all of one piece of memory, which is touched only when they are filled; in huge
+    pages where the system has such, which are read a sixth faster."""
+    starts = list(itertools.accumulate((packed_bytes(shape) for shape in shapes), initial=0))
+    words_bytes = -(-2 * 8 * len(shapes) // _HUGE_PAGE) * _HUGE_PAGE  # pages that no packed weights are in
+    memory = mmap.mmap(-1, words_bytes + starts[-1] + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):
-            room.madvise(mmap.MADV_HUGEPAGE)
-    return list(torch.frombuffer(room, dtype=torch.uint8).split(sizes))
+            memory.madvise(mmap.MADV_HUGEPAGE, words_bytes)
+    words = torch.frombuffer(memory, dtype=torch.int64, count=2 * len(shapes))
+    words[1::2] = torch.arange(words.data_ptr(), words.data_ptr() + words.nbytes, 16)
+    first = -(-(words.data_ptr() + words_bytes) // _HUGE_PAGE) * _HUGE_PAGE
+    return [Room(word, first + start) for word, start in zip(words.view(-1, 2), starts[:-1], strict=True)]
 
 
-def pack_weights(weight: Tensor, packed: Tensor, stop: ctypes.c_int32 | None = None) -> bool:
-    """Fill a buffer from a contiguous bfloat16 matrix, in this thread, other Python threads running meanwhile; it is in
-    use from then on. False, and never in use, where its weights' exponents are too far apart, when it has been
+def pack_weights(weight: Tensor, room: Room, stop: ctypes.c_int32 | None = None) -> bool:
+    """Fill a room from a contiguous bfloat16 matrix, in this thread, other Python threads running meanwhile; products
+    read it from then on. False, and never read, where the weights' exponents are too far apart, when it has been
     discarded, or when `stop` becomes 1."""
     native = library()
     assert native is not None and weight.dtype == torch.bfloat16 and weight.is_contiguous()
     flag = ctypes.c_int32() if stop is None else stop
-    rows, columns = weight.shape
-    return bool(
-        native.c.dsv3rt_pack_weights(weight.data_ptr(), rows, columns, packed.data_ptr(), ctypes.addressof(flag))
-    )
+    places = room.address, room.word.data_ptr(), ctypes.addressof(flag)
+    return bool(native.c.dsv3rt_pack_weights(weight.data_ptr(), *weight.shape, *places))
 
 
-def discard_packed(packed: Tensor) -> None:
-    """The weights may have changed: from now on they are read themselves, by every graph that has this buffer."""
+def is_wanted(word: Tensor) -> bool:
+    """Whether a product would have read packed weights that are not there yet."""
+    return int(word[0]) == _WANTED
+
+
+def discard_packed(word: Tensor) -> None:
+    """The weights may have changed: from now on they are read themselves, by every graph that has this word."""
     native = library()
     assert native is not None
-    native.c.dsv3rt_discard_packed(packed.data_ptr())
+    native.c.dsv3rt_discard_packed(word.data_ptr())
 
 
-def packed_read_bytes(weight: Tensor, packed: Tensor) -> int:
+def packed_read_bytes(weight: Tensor, word: Tensor) -> int:
     """Bytes that a product reads of the packed weights; 0 while it reads the weight."""
     native = library()
     assert native is not None
-    rows, columns = weight.shape
-    return int(native.c.dsv3rt_packed_read_bytes(rows, columns, packed.data_ptr()))
+    return int(native.c.dsv3rt_packed_read_bytes(*weight.shape, word.data_ptr()))

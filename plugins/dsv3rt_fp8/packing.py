@@ -1,7 +1,8 @@
 """Packed copies of bfloat16 weights: 12 bits a weight, for the same results bit for bit (the format: csrc/packed.h).
 
-Decoding is bound by what it reads. The copies are made in a thread of low priority while the model already answers, one
-matrix after another; products of up to 16 tokens read a copy as soon as it is full.
+Decoding is bound by what it reads. The copies are made in a thread of low priority, one matrix after another, from the
+first product on that would read one: the first prompt has the machine for itself. Products of up to 16 tokens read a
+copy as soon as it is full.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ LEAST_MODEL = 128 << 20
 SHARE = 0.76
 """About, of the bytes of a matrix, those of its packed copy."""
 NICENESS = 10
+LOOK_EVERY_S = 0.05
 
 
 def is_worth_it(mode: PackMode, weight_bytes: int, packed_bytes: int) -> bool:
@@ -103,6 +105,7 @@ class Packer:
         self.started = False
         self.units: list[Unit] = []
         self._thread: threading.Thread | None = None
+        self._begin = threading.Event()
 
     def start(self, roots: Sequence[nn.Module], mode: PackMode, experts_a_token: int) -> None:
         """Choose, make room, and begin."""
@@ -114,23 +117,25 @@ class Packer:
         weights = {parameter.data_ptr(): parameter.nbytes for root in roots for parameter in root.parameters()}
         if not units or not is_worth_it(mode, sum(weights.values()), sum(unit.packed_bytes for unit in units)):
             return
-        packed = [matrix for unit in units for matrix in unit.matrices]
-        for matrix, buffer in zip(packed, native_ops.packed_buffers([m.weight.shape for m in packed]), strict=True):
-            matrix.packed = buffer
+        matrices = [matrix for unit in units for matrix in unit.matrices]
+        rooms = native_ops.make_rooms([matrix.weight.shape for matrix in matrices])
+        for matrix, room in zip(matrices, rooms, strict=True):
+            matrix.packed = room.word
         for unit in units:
             if unit.experts is not None:
                 unit.experts.bind()
         self.units = units
-        matrices = [weakref.ref(matrix) for matrix in packed]
+        jobs = [(weakref.ref(matrix), room) for matrix, room in zip(matrices, rooms, strict=True)]
         stop = ctypes.c_int32()
-        self._thread = threading.Thread(target=_work, args=(matrices, stop), name="dsv3rt-packing", daemon=True)
-        weakref.finalize(self, _end, self._thread, stop)  # when the model is dropped, and when the program ends
+        self._thread = threading.Thread(target=_work, args=(jobs, self._begin, stop), daemon=True)
+        weakref.finalize(self, _end, self._thread, self._begin, stop)  # at the end of the program at the latest
         self._thread.start()
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until all is packed; False when time ran out."""
+        """Wait until all is packed, which begins now at the latest; False when time ran out."""
         if self._thread is None:
             return True
+        self._begin.set()
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
@@ -140,21 +145,26 @@ class Packer:
         return round(sum(unit.saved_bytes() for unit in self.units if id(unit.matrices[0]) in inside))
 
 
-def _end(thread: threading.Thread, stop: ctypes.c_int32) -> None:
+def _end(thread: threading.Thread, begin: threading.Event, stop: ctypes.c_int32) -> None:
     """Stop the thread, which takes microseconds, and wait for it: none may be left at work when the program ends."""
     stop.value = 1
+    begin.set()
     if threading.current_thread() is not thread:
         thread.join()
 
 
-def _work(matrices: Sequence[weakref.ref[Linear]], stop: ctypes.c_int32) -> None:
-    """Thread. It keeps alive no more than the matrix it is at."""
+def _work(
+    jobs: Sequence[tuple[weakref.ref[Linear], native_ops.Room]], begin: threading.Event, stop: ctypes.c_int32
+) -> None:
+    """Thread. It keeps alive no more than the matrix it is at, and the room for all."""
+    while not begin.wait(LOOK_EVERY_S) and not native_ops.is_wanted(jobs[0][1].word):
+        pass
     with contextlib.suppress(OSError, AttributeError):  # Linux: of this thread alone
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
-    for reference in matrices:
+    for reference, room in jobs:
         matrix = reference()
         if stop.value:
             return
-        if matrix is not None and matrix.packed is not None:
-            native_ops.pack_weights(matrix.weight.detach(), matrix.packed, stop)
+        if matrix is not None:
+            native_ops.pack_weights(matrix.weight.detach(), room, stop)
         del matrix

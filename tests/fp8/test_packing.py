@@ -54,10 +54,10 @@ def packs(variant: str) -> str:
 
 
 def packed_of(weight: Tensor, *, expect: bool = True) -> Tensor:
-    packed = native_ops.packed_buffers([weight.shape])[0]
-    assert native_ops.pack_weights(weight, packed) == expect
-    assert (native_ops.packed_read_bytes(weight, packed) > 0) == expect
-    return packed
+    room = native_ops.make_rooms([weight.shape])[0]
+    assert native_ops.pack_weights(weight, room) == expect
+    assert (native_ops.packed_read_bytes(weight, room.word) > 0) == expect
+    return room.word
 
 
 def same(y: Tensor, plain: Tensor) -> bool:
@@ -114,9 +114,9 @@ def test_any_shape(rows: int, columns: int, tokens: int, spread: float, seed: in
         before = library.select_variant(name)
         try:
             if native_ops.reads_packed():
-                packed = native_ops.packed_buffers([weight.shape])[0]
-                native_ops.pack_weights(weight, packed)
-                assert_same(weight, packed, (tokens,))
+                room = native_ops.make_rooms([weight.shape])[0]
+                native_ops.pack_weights(weight, room)
+                assert_same(weight, room.word, (tokens,))
         finally:
             library.select_variant(before)
 
@@ -194,26 +194,44 @@ def test_other_kernels_do_not_read_it() -> None:
 
 def test_stopped_or_discarded_it_is_not_read(packs: str) -> None:
     weight = normal(40, 256)
-    packed = native_ops.packed_buffers([weight.shape])[0]
-    assert not native_ops.pack_weights(weight, packed, ctypes.c_int32(1))
-    assert not native_ops.pack_weights(weight, packed)  # for good
-    packed = native_ops.packed_buffers([weight.shape])[0]
-    native_ops.discard_packed(packed)
-    assert not native_ops.pack_weights(weight, packed)
+    room = native_ops.make_rooms([weight.shape])[0]
+    assert not native_ops.pack_weights(weight, room, ctypes.c_int32(1))
+    assert not native_ops.pack_weights(weight, room)  # for good
+    room = native_ops.make_rooms([weight.shape])[0]
+    native_ops.discard_packed(room.word)
+    assert not native_ops.pack_weights(weight, room)
     packed = packed_of(weight)
     native_ops.discard_packed(packed)
     weight.mul_(3)
     assert_same(weight, packed)
 
 
-@pytest.mark.parametrize(("columns", "dtype", "size"), [(8, "float16", 0), (8, "bfloat16", -1), (200, "bfloat16", 0)])
-def test_misfits_are_refused(columns: int, dtype: str, size: int) -> None:
-    if not native_ops.reads_packed():
-        pytest.skip("nothing is packed here")
-    packed = native_ops.packed_buffers([(8, 8)])[0]
-    weight = torch.zeros(8, columns, dtype=getattr(torch, dtype))
+def test_a_copy_of_the_word_means_nothing(packs: str) -> None:
+    weight = normal(40, 256)
+    copied = packed_of(weight).clone()  # and the packed weights are gone
+    assert native_ops.packed_read_bytes(weight, copied) == 0
+    assert_same(weight, copied)
+
+
+def test_it_says_that_it_is_wanted(packs: str) -> None:
+    weight = normal(64, 256)
+    room = native_ops.make_rooms([weight.shape])[0]
+    assert not native_ops.is_wanted(room.word)
+    torch.ops.dsv3rt.packed_linear(torch.randn(20, 256), weight, room.word)
+    assert not native_ops.is_wanted(room.word)  # so many tokens do not read it
+    assert_same(weight, room.word, (1,))
+    assert native_ops.is_wanted(room.word)
+    assert native_ops.pack_weights(weight, room)
+    assert_same(weight, room.word)
+
+
+@pytest.mark.parametrize(("dtype", "packed"), [("float16", torch.int64), ("bfloat16", torch.int32)])
+def test_misfits_are_refused(dtype: str, packed: torch.dtype) -> None:
+    if native_ops.library() is None:
+        pytest.skip("no compiler")
+    weight = torch.zeros(8, 8, dtype=getattr(torch, dtype))
     with pytest.raises(RuntimeError):
-        torch.ops.dsv3rt.packed_linear(torch.zeros(1, columns), weight, packed[: packed.numel() + size])
+        torch.ops.dsv3rt.packed_linear(torch.zeros(1, 8), weight, torch.zeros(2, dtype=packed))
 
 
 # ---- modules
@@ -388,22 +406,35 @@ def test_packing_goes_on_beside_the_use(whole: tuple[Model, Packer], monkeypatch
     assert_model(model, plain)
 
 
+@torch.no_grad()
+def test_it_begins_with_the_first_product_that_would_read_one(whole: tuple[Model, Packer]) -> None:
+    model, packer = Model(), Packer()
+    packer.start([model], "on", K)
+    assert packer._thread is not None
+    model(*routing(20))
+    packer._thread.join(4 * packing.LOOK_EVERY_S)
+    assert packer._thread.is_alive() and in_use(model) == 0
+    model(*routing(1))
+    packer._thread.join(60)
+    assert in_use(model) == 1 + 3 + 3 * E
+
+
 def test_a_model_that_is_dropped(whole: tuple[Model, Packer], monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread keeps nothing alive but the matrix it is at, and ends in the middle of that."""
     started, packed, real = threading.Event(), [], native_ops.pack_weights
 
-    def slowly(weight: Tensor, buffer: Tensor, stop: ctypes.c_int32) -> bool:
+    def slowly(weight: Tensor, room: native_ops.Room, stop: ctypes.c_int32) -> bool:
         started.set()
         while not stop.value:
             time.sleep(0.001)
-        packed.append(real(weight, buffer, stop))
+        packed.append(real(weight, room, stop))
         return packed[-1]
 
     monkeypatch.setattr(native_ops, "pack_weights", slowly)
     model, packer = Model(), Packer()
     packer.start([model], "on", K)
     thread, there = packer._thread, weakref.ref(model.experts)
-    assert thread is not None and started.wait(60)
+    assert thread is not None and not packer.wait(0) and started.wait(60)
     del model, packer
     gc.collect()
     assert there() is None and not thread.is_alive() and packed == [False]

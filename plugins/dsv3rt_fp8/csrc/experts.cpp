@@ -232,7 +232,7 @@ Tensor experts(const Tensor& x, const Tensor& weights, const Tensor& ids, const 
     const auto matrix = [&](int64_t which, int64_t columns) {
       const int64_t* entry = pointers + (expert * 3 + which) * 3;
       return Matrix{reinterpret_cast<const uint8_t*>(entry[0]), reinterpret_cast<const uint8_t*>(entry[1]),
-                    static_cast<Format>(format), columns, reinterpret_cast<const uint8_t*>(entry[2])};
+                    static_cast<Format>(format), columns, reinterpret_cast<PackedWord*>(entry[2])};
     };
     return Network{matrix(0, hidden), matrix(1, hidden), matrix(2, intermediate)};
   };
@@ -264,9 +264,9 @@ Tensor ffn(const Tensor& x, const Network& network, int64_t intermediate) {
   return y;
 }
 
-Matrix matrix_of(const Tensor& weight, const uint8_t* scales, Format format, const uint8_t* narrow = nullptr) {
+Matrix matrix_of(const Tensor& weight, const uint8_t* scales, Format format, PackedWord* packed = nullptr) {
   check(weight.dims() == 2 && weight.contiguous(), FFN_SHAPES);
-  return {weight.data<uint8_t>(), scales, format, weight.size(1), narrow};
+  return {weight.data<uint8_t>(), scales, format, weight.size(1), packed};
 }
 
 int64_t intermediate_of(const Tensor& gate, const Tensor& up, const Tensor& down) {

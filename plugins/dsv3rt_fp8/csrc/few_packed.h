@@ -122,16 +122,15 @@ static inline void pack_block(const uint8_t* words, uint8_t floor, uint8_t* out,
   }
 }
 
-// Fills `packed`, which is empty, and then lets it be read; or gives it up: where there are too many escapes, or *stop is not 0.
-// Returns whether it may be read.
-static bool pack_weights(const uint8_t* data, int64_t rows, int64_t columns, uint8_t* packed, const int32_t* stop) {
+// Fills `packed` and then lets it be read; or gives it up: where there are too many escapes, or *stop is not 0. Returns whether it
+// may be read.
+static bool pack_weights(const uint8_t* data, int64_t rows, int64_t columns, uint8_t* packed, PackedWord* word, const int32_t* stop) {
   const PackedShape shape(rows, columns);
-  PackedHead* head = head_of(packed);
   PackedGroup* groups = reinterpret_cast<PackedGroup*>(packed + sizeof(PackedHead));
   Escape* escapes = reinterpret_cast<Escape*>(packed + shape.escapes);
   int64_t count = 0, escaped = 0;
-  int32_t result = W;
-  for (int64_t group = 0; group < shape.groups && result == W; ++group) {
+  int64_t result = reinterpret_cast<int64_t>(packed);
+  for (int64_t group = 0; group < shape.groups && result != PACKED_VOID; ++group) {
     uint8_t* out = packed + shape.blocks + group * shape.group_bytes;
     const int64_t first = group * PACKED_ROWS, size = rows - first < PACKED_ROWS ? rows - first : PACKED_ROWS;
     groups[group] = {};
@@ -154,11 +153,12 @@ static bool pack_weights(const uint8_t* data, int64_t rows, int64_t columns, uin
     if (escaped <= shape.most) escapes[count++] = {NO_COLUMN, 0, 0};
     if (escaped > shape.most || __atomic_load_n(stop, __ATOMIC_RELAXED) != 0) result = PACKED_VOID;
   }
-  head->blocks = shape.blocks;
-  head->escapes = shape.escapes;
-  head->count = count;
-  int32_t empty = PACKED_EMPTY;  // else it has been given up meanwhile
-  return __atomic_compare_exchange_n(&head->lanes, &empty, result, false, __ATOMIC_RELEASE, __ATOMIC_RELAXED) && result == W;
+  *reinterpret_cast<PackedHead*>(packed) = {W, shape.blocks, shape.escapes, count};
+  int64_t state = __atomic_load_n(&word->state, __ATOMIC_RELAXED);
+  while (state < PACKED_VOID)  // else it has been given up meanwhile
+    if (__atomic_compare_exchange_n(&word->state, &state, result, false, __ATOMIC_RELEASE, __ATOMIC_RELAXED))
+      return result != PACKED_VOID;
+  return false;
 }
 
 // ---- products -----------------------------------------------------------------------------------------------------------------
@@ -241,12 +241,12 @@ static inline __attribute__((always_inline)) void fetch_packed(const uint8_t* bl
 
 // TOKENS 0: any number.
 template <int TOKENS>
-static void few_packed(const Matrix& w, int64_t first, int64_t rows, const float* const* x, int64_t tokens, float* y,
-                       int64_t y_stride) {
-  const PackedHead* head = head_of(w.packed);
-  const PackedGroup* group = reinterpret_cast<const PackedGroup*>(w.packed + sizeof(PackedHead)) + first / ROWS;
-  const Escape* escapes = reinterpret_cast<const Escape*>(w.packed + head->escapes);
-  const uint8_t* block = w.packed + head->blocks + first / ROWS * ((w.columns + BLOCK - 1) / BLOCK * PACKED_BLOCK);
+static void few_packed(const uint8_t* packed, int64_t columns, int64_t first, int64_t rows, const float* const* x, int64_t tokens,
+                       float* y, int64_t y_stride) {
+  const PackedHead* head = head_of(packed);
+  const PackedGroup* group = reinterpret_cast<const PackedGroup*>(packed + sizeof(PackedHead)) + first / ROWS;
+  const Escape* escapes = reinterpret_cast<const Escape*>(packed + head->escapes);
+  const uint8_t* block = packed + head->blocks + first / ROWS * ((columns + BLOCK - 1) / BLOCK * PACKED_BLOCK);
   V sums[(TOKENS ? TOKENS : SOME) * ROWS];
   for (int64_t row = 0; row < rows; row += ROWS, ++group) {
     Exponents exponents[ROWS];
@@ -254,8 +254,8 @@ static void few_packed(const Matrix& w, int64_t first, int64_t rows, const float
     prefetch(group + 8);
     const Escape* escape = escapes + group->first;
     for (int64_t i = 0; i < tokens * ROWS; ++i) sums[i] = v_zero();
-    for (int64_t column = 0; column < w.columns; column += BLOCK, block += PACKED_BLOCK) {
-      const int64_t size = w.columns - column < BLOCK ? w.columns - column : BLOCK;
+    for (int64_t column = 0; column < columns; column += BLOCK, block += PACKED_BLOCK) {
+      const int64_t size = columns - column < BLOCK ? columns - column : BLOCK;
       fetch_packed(block);
       if constexpr (TOKENS > 0) {
         if (__builtin_expect(size == BLOCK && escape->column >= column + BLOCK, 1)) {
@@ -273,17 +273,23 @@ static void few_packed(const Matrix& w, int64_t first, int64_t rows, const float
   }
 }
 
-// Whether the packed weights of these rows may be read now.
-static inline bool is_packed(const Matrix& w, int64_t first, int64_t tokens) {
-  return w.packed != nullptr && tokens <= MOST_PACKED && first % ROWS == 0 &&
-         __atomic_load_n(&head_of(w.packed)->lanes, __ATOMIC_ACQUIRE) == W;
+// The packed weights, if these rows of them may be read now; else says that they would have been.
+static inline const uint8_t* packed_weights(const Matrix& w, int64_t first, int64_t tokens) {
+  PackedWord* word = w.packed;
+  if (word == nullptr || tokens > MOST_PACKED || first % ROWS != 0 || word->self != reinterpret_cast<int64_t>(word)) return nullptr;
+  int64_t state = __atomic_load_n(&word->state, __ATOMIC_ACQUIRE);
+  if (state == PACKED_EMPTY)
+    __atomic_compare_exchange_n(&word->state, &state, PACKED_WANTED, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+  if (state <= PACKED_VOID) return nullptr;
+  const uint8_t* packed = reinterpret_cast<const uint8_t*>(state);
+  return head_of(packed)->lanes == W ? packed : nullptr;
 }
 
-static void packed_dot(const Matrix& w, int64_t first, int64_t rows, const float* const* x, int64_t tokens, float* y,
-                       int64_t y_stride) {
-  if (tokens == 1) return few_packed<1>(w, first, rows, x, 1, y, y_stride);
-  if (tokens <= IN_REGISTERS) return few_packed<IN_REGISTERS>(w, first, rows, x, tokens, y, y_stride);
-  few_packed<0>(w, first, rows, x, tokens, y, y_stride);
+static void packed_dot(const uint8_t* packed, int64_t columns, int64_t first, int64_t rows, const float* const* x, int64_t tokens,
+                       float* y, int64_t y_stride) {
+  if (tokens == 1) return few_packed<1>(packed, columns, first, rows, x, 1, y, y_stride);
+  if (tokens <= IN_REGISTERS) return few_packed<IN_REGISTERS>(packed, columns, first, rows, x, tokens, y, y_stride);
+  few_packed<0>(packed, columns, first, rows, x, tokens, y, y_stride);
 }
 
 }  // namespace DSV3RT_VARIANT

@@ -16,13 +16,15 @@ constexpr int64_t padded(int64_t columns) { return (columns + GROUP - 1) / GROUP
 // From one arranged row to the next: rows a multiple of a page apart would fall on each other in the caches.
 constexpr int64_t row_stride(int64_t columns) { return padded(columns) + 16; }
 
+struct PackedWord;
+
 // A row-major matrix as it lies in the checkpoint; pointers may be unaligned.
 struct Matrix {
   const uint8_t* data;
   const uint8_t* scales;  // E4M3: float32 [ceil(rows/128), ceil(columns/128)], else null
   Format format;
   int64_t columns;
-  const uint8_t* packed = nullptr;  // BF16: the same in fewer bytes, as soon as it may be read; see packed.h
+  PackedWord* packed = nullptr;  // BF16: where to find the same in fewer bytes, see packed.h
 
   int64_t row_bytes() const { return columns * (format == Format::E4M3 ? 1 : format == Format::F32 ? 4 : 2); }
 };
@@ -58,7 +60,7 @@ struct Kernels {
   bool (*has_nan)(const uint8_t* codes, int64_t bytes);
   Tiles tiles;
   // Packs bfloat16 weights as packed.h says, and whether that may be read now. Null where no packed weights are read.
-  bool (*pack_weights)(const uint8_t* data, int64_t rows, int64_t columns, uint8_t* packed, const int32_t* stop);
+  bool (*pack_weights)(const uint8_t* data, int64_t rows, int64_t columns, uint8_t* packed, PackedWord* word, const int32_t* stop);
 };
 
 namespace dsv3rt_portable { extern const Kernels kernels; }

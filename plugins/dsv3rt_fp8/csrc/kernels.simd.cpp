@@ -423,7 +423,8 @@ template <class E4M3>
 static void dot(const Matrix& w, int64_t first, int64_t rows, const float* const* x, int64_t tokens, float* y, int64_t y_stride,
                 float* scratch) {
 #if defined(DSV3RT_X86)
-  if (is_packed(w, first, tokens)) return packed_dot(w, first, rows, x, tokens, y, y_stride);
+  if (const uint8_t* packed = packed_weights(w, first, tokens))
+    return packed_dot(packed, w.columns, first, rows, x, tokens, y, y_stride);
 #endif
   switch (w.format) {
     case Format::E4M3: return dot_format<E4M3>(w, first, rows, x, tokens, y, y_stride, scratch);

@@ -64,7 +64,7 @@ void product(const Matrix& w, int64_t rows, const float* x, int64_t tokens, floa
   }
 }
 
-Tensor linear(const Tensor& x, const Tensor& weight, const uint8_t* scales, Format format, const uint8_t* narrow = nullptr) {
+Tensor linear(const Tensor& x, const Tensor& weight, const uint8_t* scales, Format format, PackedWord* packed = nullptr) {
   const int64_t dims = x.dims();
   check(dims >= 1 && dims <= 8 && weight.dims() == 2 && weight.contiguous(), "linear: x must be [..., K] and the weight [N, K]");
   const float* data = x.floats("linear: x must be contiguous float32");
@@ -74,7 +74,7 @@ Tensor linear(const Tensor& x, const Tensor& weight, const uint8_t* scales, Form
   for (int64_t d = 0; d + 1 < dims; ++d) tokens *= sizes[d] = x.size(d);
   sizes[dims - 1] = rows;
   Tensor y = Tensor::empty(sizes, dims, torch_api.float32);
-  product({weight.data<uint8_t>(), scales, format, columns, narrow}, rows, data, tokens, y.data<float>());
+  product({weight.data<uint8_t>(), scales, format, columns, packed}, rows, data, tokens, y.data<float>());
   return y;
 }
 
@@ -115,22 +115,22 @@ DSV3RT_EXPORT int64_t dsv3rt_packed_bytes(int64_t rows, int64_t columns) {
   return kernels().pack_weights != nullptr ? PackedShape(rows, columns).bytes : 0;
 }
 
-// Fills such memory, whose head must be zeros, by this thread alone, unless *stop becomes 1. Returns whether it may be read.
-DSV3RT_EXPORT int dsv3rt_pack_weights(const uint8_t* data, int64_t rows, int64_t columns, uint8_t* packed, const int32_t* stop) {
-  return kernels().pack_weights != nullptr && kernels().pack_weights(data, rows, columns, packed, stop);
+// Fills such memory, by this thread alone, unless *stop becomes 1, and notes in the word that it may be read. Returns whether.
+DSV3RT_EXPORT int dsv3rt_pack_weights(const uint8_t* data, int64_t rows, int64_t columns, uint8_t* packed, PackedWord* word,
+                                      const int32_t* stop) {
+  return kernels().pack_weights != nullptr && kernels().pack_weights(data, rows, columns, packed, word, stop);
 }
 
 // From now on the plain weights are read.
-DSV3RT_EXPORT void dsv3rt_discard_packed(uint8_t* packed) {
-  __atomic_store_n(&head_of(packed)->lanes, PACKED_VOID, __ATOMIC_RELEASE);
-}
+DSV3RT_EXPORT void dsv3rt_discard_packed(PackedWord* word) { __atomic_store_n(&word->state, PACKED_VOID, __ATOMIC_RELEASE); }
 
 // Bytes that a product reads of packed weights; 0 where it reads the plain ones.
-DSV3RT_EXPORT int64_t dsv3rt_packed_read_bytes(int64_t rows, int64_t columns, const uint8_t* packed) {
-  const PackedHead* head = head_of(packed);
-  if (__atomic_load_n(&head->lanes, __ATOMIC_ACQUIRE) <= PACKED_EMPTY) return 0;
+DSV3RT_EXPORT int64_t dsv3rt_packed_read_bytes(int64_t rows, int64_t columns, const PackedWord* word) {
+  const int64_t state = __atomic_load_n(&word->state, __ATOMIC_ACQUIRE);
+  if (state <= PACKED_VOID || word->self != reinterpret_cast<int64_t>(word)) return 0;
   const PackedShape shape(rows, columns);
-  return shape.escapes - static_cast<int64_t>(sizeof(PackedHead)) + head->count * static_cast<int64_t>(sizeof(Escape));
+  const int64_t escapes = head_of(reinterpret_cast<const uint8_t*>(state))->count * static_cast<int64_t>(sizeof(Escape));
+  return shape.escapes - static_cast<int64_t>(sizeof(PackedHead)) + escapes;
 }
 
 // Whether `bytes` e4m3 codes hold a NaN. Reads with all threads.

@@ -19,12 +19,19 @@ constexpr int64_t PACKED_ROWS = 4, PACKED_ROW = BLOCK + BLOCK / 2, PACKED_BLOCK 
 constexpr int64_t PACKED_SHARE = 256;  // with more escapes than one in so many weights a matrix is not worth packing
 
 struct alignas(64) PackedHead {
-  int32_t lanes;            // W of the kernels that may read it; PACKED_EMPTY, PACKED_VOID
+  int32_t lanes;            // W of the kernels that may read it
   int64_t blocks, escapes;  // where they begin, in bytes from here
   int64_t count;            // escapes, the lists' ends among them
 };
-constexpr int32_t PACKED_EMPTY = 0;  // to be filled
-constexpr int32_t PACKED_VOID = -1;  // for good: refused, or the weights have changed
+
+// How a product finds packed weights. Apart from them: memory that is read before it is written gets no huge pages.
+struct PackedWord {
+  int64_t state;  // their address, once they may be read, or one of the below
+  int64_t self;   // the word's own address: a copy of it means nothing
+};
+constexpr int64_t PACKED_EMPTY = 0;   // not yet there
+constexpr int64_t PACKED_WANTED = 1;  // neither, and a product would have read them
+constexpr int64_t PACKED_VOID = 2;    // for good: refused, or the weights have changed
 
 struct PackedGroup {
   uint8_t floors[PACKED_ROWS];
@@ -49,5 +56,4 @@ struct PackedShape {
         bytes((escapes + (most + groups) * static_cast<int64_t>(sizeof(Escape)) + 63) / 64 * 64) {}
 };
 
-inline PackedHead* head_of(uint8_t* packed) { return reinterpret_cast<PackedHead*>(packed); }
 inline const PackedHead* head_of(const uint8_t* packed) { return reinterpret_cast<const PackedHead*>(packed); }

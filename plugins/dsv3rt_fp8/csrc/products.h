@@ -64,12 +64,12 @@ inline int64_t ticket_rows(int64_t rows, int64_t threads, int64_t most) {
   return size;
 }
 
-// The packed weights (see packed.h) of a bfloat16 matrix.
-inline const uint8_t* packed_of(const Tensor& packed, const Tensor& weight) {
-  dsv3rt::check(weight.dtype() == dsv3rt::torch_api.bfloat16 && weight.dims() == 2 && packed.dims() == 1 && packed.contiguous() &&
-                    packed.size(0) == PackedShape(weight.size(0), weight.size(1)).bytes,
-                "packed weights are a uint8 tensor for one bfloat16 matrix");
-  return packed.data<uint8_t>();
+// Where to find the packed weights of a bfloat16 matrix: an int64 tensor that is a PackedWord.
+inline PackedWord* packed_of(const Tensor& packed, const Tensor& weight) {
+  dsv3rt::check(weight.dtype() == dsv3rt::torch_api.bfloat16 && packed.dtype() == dsv3rt::torch_api.int64 &&
+                    packed.dims() == 1 && packed.size(0) == 2 && packed.contiguous(),
+                "packed weights are those of a bfloat16 matrix, found by an int64 [2]");
+  return packed.data<PackedWord>();
 }
 
 struct DotScratch {};

@@ -1,4 +1,5 @@
-// Operators experts, fp8_ffn, dense_ffn and packed_ffn: y = down(silu(gate x) * (up x)), for the experts a router chose, or for one network.
+// Operators experts, fp8_ffn, dense_ffn and packed_ffn: y = down(silu(gate x) * (up x)), for the experts a router chose, or for
+// one network.
 //
 // Two phases in one parallel region. First: rows of gate and up, GROUP at a time, for every expert that some token chose, into h.
 // Then: rows of y, each from all experts; a token's experts are added in the order of its slots, so that nothing depends on which

@@ -11,7 +11,7 @@
 namespace DSV3RT_VARIANT {
 
 static_assert(PACKED_ROWS == ROWS, "a group is what is read together");
-constexpr int64_t NEAR = 2 * PACKED_BLOCK, FAR = 16 * PACKED_BLOCK;  // how far in front of its use a block is fetched
+constexpr int64_t SOON = 2 * PACKED_BLOCK, LATER = 16 * PACKED_BLOCK;  // how far in front of its use a block is fetched
 constexpr int SPAN_COLUMNS = 4 * W;      // columns that are unpacked together
 constexpr int UNIT = 12 * W;             // bytes of two spans
 #if defined(DSV3RT_512)
@@ -235,8 +235,8 @@ static __attribute__((noinline)) const Escape* multiply_unpacked(const uint8_t* 
 // What comes later into the second-level cache, and what comes soon from there into the first: one fetch alone, near or far, is a
 // seventh slower.
 static inline __attribute__((always_inline)) void fetch_packed(const uint8_t* block) {
-  for (int64_t line = 0; line < PACKED_BLOCK; line += 64) prefetch(block + NEAR + line);
-  for (int64_t line = 0; line < PACKED_BLOCK; line += 64) __builtin_prefetch(block + FAR + line, 0, 2);
+  for (int64_t line = 0; line < PACKED_BLOCK; line += 64) prefetch(block + SOON + line);
+  for (int64_t line = 0; line < PACKED_BLOCK; line += 64) __builtin_prefetch(block + LATER + line, 0, 2);
 }
 
 // TOKENS 0: any number.

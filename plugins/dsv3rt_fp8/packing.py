@@ -38,9 +38,9 @@ LOOK_EVERY_S = 0.05
 
 def is_worth_it(mode: PackMode, weight_bytes: int, packed_bytes: int) -> bool:
     """Whether to make copies of so many bytes for a model of so many. `auto` makes none of a model that fits into a
-    cache, and none that would take more than half of the memory that the weights themselves leave free."""
+    cache, and none that would take more than two thirds of the memory that the weights themselves leave free."""
     if mode == "auto":
-        return weight_bytes >= LEAST_MODEL and packed_bytes <= (available_memory() - weight_bytes) // 2
+        return weight_bytes >= LEAST_MODEL and packed_bytes <= 2 * (available_memory() - weight_bytes) // 3
     return mode == "on"
 
 

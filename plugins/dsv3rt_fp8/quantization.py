@@ -5,8 +5,8 @@ read as they are.
 
 Both take the option `pack`. `auto` keeps a second copy of bfloat16 matrices in 12 bits a weight, which decoding reads
 for the same results bit for bit (see packing.py), where there is a kernel for it (AVX2 or AVX-512), the model is too
-large for a cache, and the copies take no more than half of the memory that the weights themselves leave free. `on`
-packs whatever the sizes; `off` nothing.
+large for a cache, and the copies take no more than two thirds of the memory that the weights themselves leave free.
+`on` packs whatever the sizes; `off` nothing.
 """
 
 from __future__ import annotations

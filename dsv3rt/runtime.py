@@ -380,10 +380,9 @@ def load(
 
     The slots take "NAME[:key=value,...]"; None is the family's default, head="none" drafts nothing. plugins: files, or
     objects holding hooks, beside the installed ones. compile: auto, full, block, off, or wait (for each graph, and for
-    weights to be packed). max_context: tokens,
-    default what config.json allows.
-    chat_template: a jinja2 template, or the name of one of the checkpoint's, instead of its own. observers:
-    names of routing observers; they watch the uncompiled model. Raises UserError.
+    weights to be packed). max_context: tokens, default what config.json allows. chat_template: a jinja2 template, or
+    the name of one of the checkpoint's, instead of its own. observers: names of routing observers; they watch the
+    uncompiled model. Raises UserError.
     """
     started = time.perf_counter()
     folder = Path(path)

@@ -28,14 +28,15 @@ def dense_linear(x: Tensor, weight: Tensor) -> Tensor:
     return y
 
 
-def test_every_code_is_read_exactly(variant: str) -> None:
-    """A column of ones against each finite code, subnormals included, in every place of a row."""
-    codes = torch.stack([FINITE.roll(shift) for shift in range(0, 254, 13)])
-    eye = torch.eye(254)
-    for tokens in (1, 3, 254):
-        y = fp8_linear(eye[:tokens].contiguous(), codes.view(torch.float8_e4m3fn), torch.ones(1, 2))
-        expected = exact(codes.view(torch.float8_e4m3fn), torch.ones(1, 2)).T[:tokens]
-        assert torch.equal(y.double(), expected)
+@pytest.mark.parametrize("times", [1, 3])
+def test_every_code_is_read_exactly(variant: str, times: int) -> None:
+    """A column of ones against each finite code, subnormals included, in every place of a row, short or long."""
+    codes = torch.stack([FINITE.roll(shift) for shift in range(0, 254, 13)]).repeat(1, times).view(torch.float8_e4m3fn)
+    eye, scale = torch.eye(254 * times), torch.ones(1, -(-254 * times // 128))
+    for first in range(0, 254 * times, 127):
+        for tokens in (1, 3, 127):
+            y = fp8_linear(eye[first : first + tokens].contiguous(), codes, scale)
+            assert torch.equal(y.double(), exact(codes, scale).T[first : first + tokens])
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(576, 512), (130, 1408), (1, 1), (5, 7), (129, 257), (64, 2048)])
@@ -61,10 +62,11 @@ def test_half_precision_subnormals(variant: str) -> None:
     assert torch.equal(dense_linear(torch.eye(4), weight), weight.float().T)
 
 
-def test_a_token_does_not_depend_on_its_company(variant: str) -> None:
-    codes, scale = random_codes(200, 650), random_scales(200, 650)
-    weights = [(torch.randn(200, 650) / 8).to(dtype) for dtype in DENSE]
-    x = torch.randn(150, 650)
+@pytest.mark.parametrize("columns", [330, 650])
+def test_a_token_does_not_depend_on_its_company(variant: str, columns: int) -> None:
+    codes, scale = random_codes(200, columns), random_scales(200, columns)
+    weights = [(torch.randn(200, columns) / 8).to(dtype) for dtype in DENSE]
+    x = torch.randn(150, columns)
     for product in (
         lambda part: fp8_linear(part, codes, scale),
         *(lambda part, weight=weight: dense_linear(part, weight) for weight in weights),
@@ -81,23 +83,25 @@ def test_a_token_does_not_depend_on_its_company(variant: str) -> None:
         assert relative_error(whole, alone.double()) < 1e-6
 
 
+@pytest.mark.parametrize("columns", [300, 700])
 @pytest.mark.parametrize("size", [1e-12, 1e12])
-def test_activations_of_any_size(variant: str, size: float) -> None:
+def test_activations_of_any_size(variant: str, size: float, columns: int) -> None:
     """Of tiles, which take a float32 number apart, most of all."""
-    codes, scale, x = random_codes(140, 300), torch.ones(2, 3), torch.randn(33, 300) * size
-    weight = torch.randn(140, 300).bfloat16()
+    codes, scale, x = random_codes(140, columns), torch.ones(2, -(-columns // 128)), torch.randn(33, columns) * size
+    weight = torch.randn(140, columns).bfloat16()
     for tokens in (1, 33):
         part = x[:tokens].contiguous()
         assert relative_error(fp8_linear(part, codes, scale), part.double() @ exact(codes, scale).T) < 1e-6
         assert relative_error(dense_linear(part, weight), part.double() @ weight.double().T) < 1e-6
 
 
-def test_unaligned_memory(variant: str) -> None:
-    codes, scale, many = random_codes(70, 200), random_scales(70, 200), torch.randn(20, 200)
+@pytest.mark.parametrize("columns", [200, 600])
+def test_unaligned_memory(variant: str, columns: int) -> None:
+    codes, scale, many = random_codes(70, columns), random_scales(70, columns), torch.randn(20, columns)
     for x in (many[:6], many):
         assert torch.equal(fp8_linear(x, unaligned(codes), unaligned(scale)), fp8_linear(x, codes, scale))
         for dtype in DENSE:
-            weight = torch.randn(70, 200).to(dtype)
+            weight = torch.randn(70, columns).to(dtype)
             assert torch.equal(dense_linear(x, unaligned(weight)), dense_linear(x, weight))
 
 
@@ -111,7 +115,7 @@ def test_threads_do_not_change_the_result(variant: str) -> None:
 @settings(max_examples=40, deadline=None)
 @given(
     rows=st.integers(1, 300),
-    columns=st.integers(1, 700),
+    columns=st.integers(1, 1100),
     tokens=st.integers(0, 70),
     seed=st.integers(0, 2**31),
 )

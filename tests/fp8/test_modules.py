@@ -27,6 +27,7 @@ from dsv3rt.testing.contracts import SMALL
 CPU = torch.device("cpu")
 STORAGE = Storage(torch.float32)
 D, F_, E, K = 200, 140, 9, 3
+NARROW, WIDE = (D, F_), (520, 640)  # with tiles, few tokens are computed by them from 512 columns on
 FORMATS = ("fp8", "bfloat16", "float16", "float32")
 
 
@@ -38,11 +39,12 @@ def stored_matrix(name: str, rows: int, columns: int, kind: str) -> dict[str, Te
     return {f"{name}.weight": (torch.randn(rows, columns) / columns**0.5).to(getattr(torch, kind))}
 
 
-def stored_network(prefix: str, kind: str) -> dict[str, Tensor]:
+def stored_network(prefix: str, kind: str, size: tuple[int, int] = NARROW) -> dict[str, Tensor]:
+    hidden, intermediate = size
     return {
-        **stored_matrix(f"{prefix}.gate_proj", F_, D, kind),
-        **stored_matrix(f"{prefix}.up_proj", F_, D, kind),
-        **stored_matrix(f"{prefix}.down_proj", D, F_, kind),
+        **stored_matrix(f"{prefix}.gate_proj", intermediate, hidden, kind),
+        **stored_matrix(f"{prefix}.up_proj", intermediate, hidden, kind),
+        **stored_matrix(f"{prefix}.down_proj", hidden, intermediate, kind),
     }
 
 
@@ -51,18 +53,19 @@ def network(tensors: Mapping[str, Tensor], prefix: str, x: Tensor) -> Tensor:
     return (F.silu(x.double() @ gate.T) * (x.double() @ up.T)) @ down.T
 
 
-def loaded_experts(kind: str) -> tuple[Experts, dict[str, Tensor]]:
-    tensors = {name: tensor for e in range(E) for name, tensor in stored_network(f"mlp.experts.{e}", kind).items()}
+def loaded_experts(kind: str, size: tuple[int, int] = NARROW) -> tuple[Experts, dict[str, Tensor]]:
+    networks = [stored_network(f"mlp.experts.{e}", kind, size) for e in range(E)]
+    tensors = {name: tensor for stored in networks for name, tensor in stored.items()}
     with torch.device("meta"):
-        module = Experts(E, D, F_, STORAGE)
+        module = Experts(E, *size, STORAGE)
     module.load_tensors(Stored(tensors), "mlp.experts", CPU)
     return module, tensors
 
 
-def loaded_ffn(kind: str) -> tuple[FeedForward, dict[str, Tensor]]:
-    tensors = stored_network("mlp", kind)
+def loaded_ffn(kind: str, size: tuple[int, int] = NARROW) -> tuple[FeedForward, dict[str, Tensor]]:
+    tensors = stored_network("mlp", kind, size)
     with torch.device("meta"):
-        module = FeedForward(D, F_, STORAGE)
+        module = FeedForward(*size, STORAGE)
     for name, child in module.named_children():
         child.load_tensors(Stored(tensors), f"mlp.{name}", CPU)  # type: ignore[operator]
     return module, tensors
@@ -75,9 +78,9 @@ def loaded_linear(tensors: Mapping[str, Tensor], rows: int, columns: int, storag
     return module
 
 
-def routing(tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+def routing(tokens: int, hidden: int = D) -> tuple[Tensor, Tensor, Tensor]:
     ids = torch.stack([torch.randperm(E)[:K] for _ in range(tokens)])
-    return torch.randn(tokens, D), torch.rand(tokens, K), ids
+    return torch.randn(tokens, hidden), torch.rand(tokens, K), ids
 
 
 def mixture(tensors: Mapping[str, Tensor], x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
@@ -91,27 +94,30 @@ def mixture(tensors: Mapping[str, Tensor], x: Tensor, weights: Tensor, ids: Tens
 # ---- computing
 
 
+@pytest.mark.parametrize("size", [NARROW, WIDE], ids=["narrow", "wide"])
 @pytest.mark.parametrize("kind", FORMATS)
-def test_experts_match_float64(variant: str, kind: str) -> None:
-    module, tensors = loaded_experts(kind)
+def test_experts_match_float64(variant: str, kind: str, size: tuple[int, int]) -> None:
+    module, tensors = loaded_experts(kind, size)
     assert module.table is not None
     for tokens in (1, 3, 40):
-        x, weights, ids = routing(tokens)
+        x, weights, ids = routing(tokens, size[0])
         assert relative_error(module(x, weights, ids), mixture(tensors, x, weights, ids)) < 2e-6
 
 
+@pytest.mark.parametrize("size", [NARROW, WIDE], ids=["narrow", "wide"])
 @pytest.mark.parametrize("kind", FORMATS)
-def test_ffn_matches_float64(variant: str, kind: str) -> None:
-    module, tensors = loaded_ffn(kind)
+def test_ffn_matches_float64(variant: str, kind: str, size: tuple[int, int]) -> None:
+    module, tensors = loaded_ffn(kind, size)
     for tokens in (1, 5, 40):
-        x = torch.randn(tokens, D)
+        x = torch.randn(tokens, size[0])
         assert relative_error(module(x), network(tensors, "mlp", x)) < 2e-6
 
 
+@pytest.mark.parametrize("size", [NARROW, WIDE], ids=["narrow", "wide"])
 @pytest.mark.parametrize("kind", ["fp8", "bfloat16"])
-def test_a_token_does_not_depend_on_its_company(variant: str, kind: str) -> None:
-    experts, ffn = loaded_experts(kind)[0], loaded_ffn(kind)[0]
-    x, weights, ids = routing(70)
+def test_a_token_does_not_depend_on_its_company(variant: str, kind: str, size: tuple[int, int]) -> None:
+    experts, ffn = loaded_experts(kind, size)[0], loaded_ffn(kind, size)[0]
+    x, weights, ids = routing(70, size[0])
     one = [slice(t, t + 1) for t in range(70)]
     mixed = torch.cat([experts(x[t], weights[t], ids[t]) for t in one])
     plain = torch.cat([ffn(x[t]) for t in one])

@@ -160,7 +160,7 @@ void compute(const Networks& networks, const Plan& plan, const Shape& shape, con
   const Format format = sample.format;
   const int64_t bytes = 3 * intermediate * sample.row_bytes();
   const int64_t threads = dsv3rt::threads_for(bytes * std::max(visits, pairs / 2));
-  if (const Tiles* tiles = tiles_for(format, tokens))
+  if (const Tiles* tiles = tiles_for(format, tokens, std::min(hidden, intermediate)))
     return compute_by_tiles(*tiles, networks, plan, shape, threads, x, weights, y);
   const Arranged<XTag> arranged(format, x, tokens, hidden, threads);
   const float* const* xs = arranged.rows();

@@ -44,7 +44,7 @@ void product(const Matrix& w, int64_t rows, const float* x, int64_t tokens, floa
   const Kernels& k = kernels();
   for (int64_t begin = 0; begin < tokens; begin += PREFILL_TOKENS) {
     const int64_t count = std::min(PREFILL_TOKENS, tokens - begin);
-    if (const Tiles* tiles = tiles_for(w.format, tokens)) {
+    if (const Tiles* tiles = tiles_for(w.format, tokens, w.columns)) {
       tile_product(*tiles, w, rows, x + begin * w.columns, count, y + begin * rows);
       continue;
     }

@@ -49,6 +49,10 @@ static inline void v_store(float* p, V v) { *reinterpret_cast<VU*>(p) = v; }
 static inline V v_set(float x) { return x - V{}; }  // folds to a broadcast: x - 0 is x, the sign of zero included
 static inline V v_zero() { return V{}; }
 
+// Of 2 * W values of bfloat16 those of even index and those of odd index.
+static inline V even_of(I pairs) { return (V)(pairs << 16); }
+static inline V odd_of(I pairs) { return (V)(pairs & static_cast<int32_t>(0xffff0000u)); }
+
 static inline V v_fma(V a, V b, V c) {
 #if defined(DSV3RT_512)
   return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);

@@ -184,9 +184,6 @@ static inline __attribute__((always_inline)) void unpack_span(const uint8_t* row
   for (int half = 0; half < 2; ++half) words[half] = b_interleave(low, high, half);
 }
 
-static inline V even_of(B words) { return (V)((I)words << 16); }
-static inline V odd_of(B words) { return (V)((I)words & static_cast<int32_t>(0xffff0000u)); }
-
 // sums[t][r] += w[r] . x[t] over a block without escapes
 template <int TOKENS>
 static inline __attribute__((always_inline)) void multiply_packed(const uint8_t* block, const Exponents* exponents,
@@ -203,7 +200,7 @@ static inline __attribute__((always_inline)) void multiply_packed(const uint8_t*
     for (int r = 0; r < ROWS; ++r) {
       B words[2];
       unpack_span(block + r * PACKED_ROW, span, exponents[r], words);
-      const V weights[4] = {even_of(words[0]), odd_of(words[0]), even_of(words[1]), odd_of(words[1])};
+      const V weights[4] = {even_of((I)words[0]), odd_of((I)words[0]), even_of((I)words[1]), odd_of((I)words[1])};
       for (int i = 0; i < 4; ++i)
         for (int t = 0; t < TOKENS; ++t) part[t][r] = v_fma(weights[i], values[t][i], part[t][r]);
     }

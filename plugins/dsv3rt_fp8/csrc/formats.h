@@ -63,7 +63,7 @@ static inline V f16_vector(const uint8_t* p) {  // W values
 static inline V bf16_vector(const uint8_t* p, int odd) {  // the even ones, or the odd ones, of 2 * W values
   I pairs;
   std::memcpy(&pairs, p, sizeof pairs);
-  return (V)(odd ? pairs & static_cast<int32_t>(0xffff0000u) : pairs << 16);
+  return odd ? odd_of(pairs) : even_of(pairs);
 }
 #endif
 

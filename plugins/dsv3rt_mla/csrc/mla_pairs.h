@@ -39,8 +39,6 @@ static void pack_pairs(const float* queries, int64_t step, int64_t rows, int64_t
   }
 }
 
-static inline V even_of(__m512i pairs) { return (V)_mm512_slli_epi32(pairs, 16); }
-static inline V odd_of(__m512i pairs) { return (V)_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int32_t>(0xffff0000u))); }
 
 // The sums of 16 vectors, each in the same order of additions.
 static inline __m512 sum16(const V* v) {
@@ -75,8 +73,8 @@ static inline __attribute__((always_inline)) void score_columns(const char* cons
 #pragma GCC unroll 4
     for (int t = 0; t < T; ++t) {
       const __m512i pairs = _mm512_loadu_si512(tokens[t] + 2 * c);
-      even[t] = even_of(pairs);
-      odd[t] = odd_of(pairs);
+      even[t] = even_of((I)pairs);
+      odd[t] = odd_of((I)pairs);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -127,7 +125,7 @@ static void context_pairs(const Piece& piece, int64_t row, const float* scores, 
   for (int64_t s = 0; s < piece.count; ++s, latent += step, scores += TILE_GROUP) {
     if (s % ASKING == 0) ahead.after(ASKING * R * PAIRS);
     const __m512i pairs = _mm512_loadu_si512(latent);
-    const V first = even_of(pairs), second = odd_of(pairs);
+    const V first = even_of((I)pairs), second = odd_of((I)pairs);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const V p = spread(scores[r]);

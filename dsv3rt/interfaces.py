@@ -167,6 +167,26 @@ class PacksWeights(Protocol):
         ...
 
 
+class ReadsAsStored:
+    """PacksWeights of a format that offers no copies."""
+
+    def pack(self, roots: Sequence[nn.Module]) -> None:
+        return
+
+    def packed(self, timeout_s: float | None = None) -> bool:
+        return True
+
+    def expected_share(self, weight_bytes: int, bf16_bytes: int, device: torch.device) -> float:
+        return 1.0
+
+    def saved_bytes_per_token(self, model: nn.Module) -> int:
+        return 0
+
+
+def packing_of(quantization: Quantization) -> PacksWeights:
+    return quantization if isinstance(quantization, PacksWeights) else ReadsAsStored()
+
+
 @dataclass(frozen=True)
 class DraftRule:
     """How the main model will choose its tokens. A head whose drafts are drawn likewise is accepted more often."""

@@ -32,7 +32,7 @@ from dsv3rt.generate.sampling import Sampler, SamplingParams
 from dsv3rt.generate.sequence import Sequence
 from dsv3rt.generate.speculation import Speculator
 from dsv3rt.generate.steps import Settled, plain_steps
-from dsv3rt.interfaces import ChatFormat, ChecksItself, PacksWeights, Quantization, RoutingObserver, Tokenizer
+from dsv3rt.interfaces import ChatFormat, ChecksItself, Quantization, RoutingObserver, Tokenizer, packing_of
 from dsv3rt.plugin_manager import Plugins, discover
 from dsv3rt.weights.loader import load_weights, of_mtp
 from dsv3rt.weights.prefault import Progress
@@ -256,14 +256,12 @@ class Runtime:
         if not self.engine.wait(timeout_s):
             return False
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        return not isinstance(self.quantization, PacksWeights) or self.quantization.packed(left)
+        return packing_of(self.quantization).packed(left)
 
     @property
     def saved_bytes_per_token(self) -> int:
         """How much less a token reads of the decoder, by now, than its weights take as they are stored."""
-        if not isinstance(self.quantization, PacksWeights):
-            return 0
-        return self.quantization.saved_bytes_per_token(self.engine.decoder)
+        return packing_of(self.quantization).saved_bytes_per_token(self.engine.decoder)
 
     def _run(
         self, stream: Stream, ids: list[int], answer: Answer, sampler: Sampler, reasoning: Any, drafts: str | int
@@ -404,12 +402,12 @@ def load(
     watching = [found.find("routing_observer", name).builder for name in observers]
     model, plan = _assemble(plan, found, source, watching, progress)
     found.manager.hook.model_assembled(model=model.decoder, plan=plan)
-    if isinstance(model.quantization, PacksWeights):
-        model.quantization.pack([model.decoder, *([] if model.head is None else [model.head])])
+    packing = packing_of(model.quantization)
+    packing.pack([model.decoder, *([] if model.head is None else [model.head])])
     engine = Engine(model.decoder, "off" if watching else compile)
     load_s = time.perf_counter() - started
     runtime = Runtime(folder, plan, engine, model.head, model.quantization, found, chat_template, load_s)
     runtime.prepare()
-    if compile == "wait" and isinstance(model.quantization, PacksWeights):
-        model.quantization.packed()
+    if compile == "wait":
+        packing.packed()
     return runtime

@@ -127,7 +127,7 @@ def _plan(loading: Loading, config: ModelConfig, sizes: Sizes) -> tuple[dict[str
     for and cannot be had is an error.
     """
     from dsv3rt.assembly import build, resolve_plan
-    from dsv3rt.interfaces import PacksWeights
+    from dsv3rt.interfaces import packing_of
     from dsv3rt.plugin_manager import discover
 
     slots = {slot: getattr(loading, slot) for slot in ("attention", "routing", "head")}
@@ -148,9 +148,7 @@ def _plan(loading: Loading, config: ModelConfig, sizes: Sizes) -> tuple[dict[str
         bare = replace(plan, config=dense, routing=None, head=None)
         built = build(bare, plugins)
         kernels = built.quantization.describe(plan.device)
-        share = 1.0
-        if isinstance(built.quantization, PacksWeights):
-            share = built.quantization.expected_share(sizes.weight_bytes, sizes.bf16_bytes, plan.device)
+        share = packing_of(built.quantization).expected_share(sizes.weight_bytes, sizes.bf16_bytes, plan.device)
         return {**plan.as_dict(), "kernels": kernels}, built.decoder.cache_bytes_per_token, share
     except PluginError as error:
         if loading.plugin or any(slots.values()):

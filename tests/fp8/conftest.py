@@ -12,3 +12,11 @@ from dsv3rt.native.loader import NativeLibrary
 def library() -> NativeLibrary | None:
     """Whose instruction sets `variant` goes through."""
     return native_ops.library()
+
+
+@pytest.fixture
+def packs(variant: str) -> str:
+    """An instruction set whose kernels read packed weights."""
+    if not native_ops.reads_packed():
+        pytest.skip("it reads no packed weights")
+    return variant

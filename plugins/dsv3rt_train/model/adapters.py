@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dsv3rt.errors import CheckpointError, UsageError
-from dsv3rt.interfaces import PacksWeights, Quantization, Site, TensorSource
+from dsv3rt.interfaces import Quantization, Site, TensorSource, packing_of
 from dsv3rt.plugin_manager import discover
 from dsv3rt_train.lora import Adapter, LoraSettings
 
@@ -105,16 +105,13 @@ class LoraQuantization:
     # -- interfaces.PacksWeights, where the format offers it
 
     def pack(self, roots: Sequence[nn.Module]) -> None:
-        if isinstance(self.base, PacksWeights):
-            self.base.pack(roots)
+        packing_of(self.base).pack(roots)
 
     def packed(self, timeout_s: float | None = None) -> bool:
-        return not isinstance(self.base, PacksWeights) or self.base.packed(timeout_s)
+        return packing_of(self.base).packed(timeout_s)
 
     def expected_share(self, weight_bytes: int, bf16_bytes: int, device: torch.device) -> float:
-        if isinstance(self.base, PacksWeights):
-            return self.base.expected_share(weight_bytes, bf16_bytes, device)
-        return 1.0
+        return packing_of(self.base).expected_share(weight_bytes, bf16_bytes, device)
 
     def saved_bytes_per_token(self, model: nn.Module) -> int:
-        return self.base.saved_bytes_per_token(model) if isinstance(self.base, PacksWeights) else 0
+        return packing_of(self.base).saved_bytes_per_token(model)

@@ -1,11 +1,13 @@
 """Speed beside transformers on one bf16 checkpoint and as many threads; prints one JSON object. Skips, and says why,
 when transformers is absent.
 
-    python bench/compare_transformers.py CHECKPOINT [--prompt-tokens 512] [--gen-tokens 32] [--repeat 3]
+    python bench/compare_transformers.py CHECKPOINT [--prompt-tokens 512] [--gen-tokens 32] [--repeat 3] [--rounds 1]
     python bench/compare_transformers.py CHECKPOINT --compile [--dtype float32]
 
-Each is timed in a process of its own, greedily, batch 1; the median of the repeats. With `--compile` its decode steps
-are compiled as whole graphs, with a static cache and the one form of its experts that allows it for single tokens.
+Each is timed in a process of its own, greedily, batch 1; the median of the repeats. In further rounds they take turns,
+and the ratio is the median of those within a round: a machine's speed may change from one minute to the next. With
+`--compile` its decode steps are compiled as whole graphs, with a static cache and the one form of its experts that
+allows it for single tokens.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ import sys
 import time
 from typing import Any
 
+PHASES = ("prefill_tps", "decode_tps")
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -26,6 +30,7 @@ def main() -> int:
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--gen-tokens", type=int, default=32)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--compile", action="store_true", help="torch.compile transformers' decode steps")
     parser.add_argument("--dtype", default="bfloat16", help="of transformers' weights")
     parser.add_argument("--only", action="store_true", help="time transformers alone, in this process")
@@ -36,13 +41,19 @@ def main() -> int:
     if options.only:
         print(json.dumps(theirs(options)))
         return 0
-    them = run([sys.executable, __file__, *sys.argv[1:], "--only"])
     words = ["bench", options.checkpoint, "--prompt-tokens", str(options.prompt_tokens), "--head", "none", "--json"]
     words += ["--gen-tokens", str(options.gen_tokens), "--repeat", str(options.repeat)]
-    report = run([sys.executable, "-m", "dsv3rt", *words])
-    us = {phase: report[phase]["median"] for phase in ("prefill_tps", "decode_tps")}
-    ratio = {phase: us[phase] / them[phase] for phase in us}
-    print(json.dumps({"dsv3rt": us, "transformers": them, "ratio": ratio}, indent=2))
+    rounds = []
+    for _ in range(options.rounds):
+        them = run([sys.executable, __file__, *sys.argv[1:], "--only"])
+        report = run([sys.executable, "-m", "dsv3rt", *words])
+        us = {phase: report[phase]["median"] for phase in PHASES}
+        ratio = {phase: us[phase] / them[phase] for phase in PHASES}
+        rounds.append({"dsv3rt": us, "transformers": them, "ratio": ratio})
+    middle = {
+        what: {phase: statistics.median(each[what][phase] for each in rounds) for phase in PHASES} for what in rounds[0]
+    }
+    print(json.dumps(middle if len(rounds) == 1 else {**middle, "rounds": rounds}, indent=2))
     return 0
 
 

@@ -20,6 +20,7 @@ from dsv3rt.chat.conversation import Conversation
 from dsv3rt.chat.keyboard import Interrupt, Read, Waiting, silent_keys, unquote
 from dsv3rt.chat.report import Totals, footer, long_form, table
 from dsv3rt.chat.settings import ChatSettings
+from dsv3rt.chat.wrap import WordWrap
 from dsv3rt.errors import ContextError, UsageError, UserError
 
 
@@ -98,6 +99,7 @@ class Terminal:
         self.err = err or Console(highlight=False, soft_wrap=True, markup=False, stderr=True)
         self.debug = os.environ.get("DSV3RT_DEBUG", "") not in ("", "0")
         self._interrupt = Interrupt()
+        self._wrap = WordWrap()
         self._draft = ""
         self._waiting_for_room = ""
 
@@ -307,6 +309,8 @@ class Terminal:
         """Text of the model: exact into a file, and without power over a terminal."""
         if self.out.is_terminal:
             text = _CONTROL.sub("\ufffd", text)
+            if not self.out.is_dumb_terminal:
+                text = self._wrap.feed(text, self.out.width)
             if dim and not self.out.is_dumb_terminal:
                 text = f"\x1b[2m{text}\x1b[0m"
         self.out.file.write(text)
@@ -314,6 +318,7 @@ class Terminal:
 
     def _end_line(self) -> None:
         self._write("\n")
+        self._wrap = WordWrap()
 
     def _tell(self, text: str) -> None:
         self.out.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -27,17 +27,21 @@ constexpr int64_t TILE_STEPS = 4;        // of TILE_COLUMNS columns: what is sum
 constexpr int64_t TILE_BLOCK = TILE_STEPS * TILE_COLUMNS;
 
 // Tiles are there between making and end of an object of this class; functions called in between must not want them too. All but
-// tile 6 have `wide` columns of 32 bits, that one has 16.
+// tile 6 have `wide` columns of 32 bits, that one has 16. All but tile 7 have `high` rows, that one has 16: a product takes as many
+// cycles as its left operand has rows.
 class TilesInUse {
  public:
-  explicit TilesInUse(int64_t wide = 16) {
+  explicit TilesInUse(int64_t wide = 16, int64_t high = TILE_ROWS) {
     alignas(64) struct {
       uint8_t palette, start, reserved[14];
       uint16_t row_bytes[16];
       uint8_t rows[16];
     } config = {};
     config.palette = 1;
-    for (int i = 0; i < 8; ++i) config.row_bytes[i] = static_cast<uint16_t>(i == 6 ? 64 : wide * 4), config.rows[i] = TILE_ROWS;
+    for (int i = 0; i < 8; ++i) {
+      config.row_bytes[i] = static_cast<uint16_t>(i == 6 ? 64 : wide * 4);
+      config.rows[i] = static_cast<uint8_t>(i == 7 ? TILE_ROWS : high);
+    }
     asm volatile("ldtilecfg %0" ::"m"(config));
   }
   ~TilesInUse() { asm volatile("tilerelease"); }

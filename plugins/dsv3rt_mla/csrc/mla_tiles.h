@@ -192,18 +192,11 @@ static void context_block(const Piece& piece, int64_t row, const TokenTile* toke
   context_tiles<N>(piece, row, weights, paired, c, ahead);
 }
 
-static void attend_by_tiles(const Piece& piece) {
+// Scores of all rows against a chunk's tokens.
+static void score_rows(const Piece& piece, const TokenTile* tokens, int64_t tiles, Ahead& ahead) {
   const TilesInUse in_use;
-  const int64_t latent = piece.latent, tiles = (piece.count + TILE_ROWS - 1) / TILE_ROWS;
-  uint8_t* paired = reinterpret_cast<uint8_t*>(piece.wide);
-  TokenTile tokens[CHUNK / TILE_ROWS] = {};
-  find_tokens(piece, reinterpret_cast<char*>(paired + CHUNK * latent * 2), tokens);
-  // in products of tiles, which take 16 cycles; so does a vector of e^x, or four rows of pairs
-  const int64_t pairs = (tiles + 1) / 2, groups = (piece.rows + TILE_GROUP - 1) / TILE_GROUP;
-  const int64_t scored = TILE_PARTS * tiles * (latent + piece.rope) / TILE_COLUMNS, added = TILE_PARTS * pairs * latent / TILE_ROWS;
-  Ahead ahead(piece, groups * (scored + (PAIRED + PACK) * pairs + added) + pairs * latent / 8);
   for (int64_t row = 0; row < piece.rows; row += TILE_GROUP) {
-    const uint8_t* queries = piece.packed + packed_bytes(row, latent, piece.rope);
+    const uint8_t* queries = piece.packed + packed_bytes(row, piece.latent, piece.rope);
     float* scores = piece.scores + row * CHUNK;
     for (int64_t t = 0; t < tiles; t += TOKEN_TILES) {
       float* out = scores + t * TILE_ROWS * TILE_GROUP;
@@ -214,9 +207,22 @@ static void attend_by_tiles(const Piece& piece) {
       }
     }
   }
+}
+
+static void attend_by_tiles(const Piece& piece) {
+  const int64_t latent = piece.latent, tiles = (piece.count + TILE_ROWS - 1) / TILE_ROWS;
+  uint8_t* paired = reinterpret_cast<uint8_t*>(piece.wide);
+  TokenTile tokens[CHUNK / TILE_ROWS] = {};
+  find_tokens(piece, reinterpret_cast<char*>(paired + CHUNK * latent * 2), tokens);
+  // in products of tiles, which take 16 cycles; so does a vector of e^x, or four rows of pairs
+  const int64_t pairs = (tiles + 1) / 2, groups = (piece.rows + TILE_GROUP - 1) / TILE_GROUP;
+  const int64_t scored = TILE_PARTS * tiles * (latent + piece.rope) / TILE_COLUMNS, added = TILE_PARTS * pairs * latent / TILE_ROWS;
+  Ahead ahead(piece, groups * (scored + (PAIRED + PACK) * pairs + added) + pairs * latent / 8);
+  score_rows(piece, tokens, tiles, ahead);
   for (int64_t row = 0; row < piece.rows; row += TILE_GROUP) {
     alignas(64) uint8_t weights[CHUNK / PAIRED * TILE_PARTS * TILE_BYTES];
     float* scores = piece.scores + row * CHUNK;
+    const TilesInUse in_use(TILE_ROWS, piece.rows - row < TILE_GROUP ? piece.rows - row : TILE_GROUP);
     soften_rows(piece, row, scores, ahead, 1);
     for (int64_t s = 0; s < piece.count; s += PAIRED) {
       pack_weights(scores + s * TILE_GROUP, weights + s / PAIRED * TILE_PARTS * TILE_BYTES);

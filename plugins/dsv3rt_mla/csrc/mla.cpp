@@ -86,6 +86,28 @@ void rotate(const float* x, const float* cos, const float* sin, const Call& call
 
 // Rows whose sums are added up together, while other threads add theirs to other rows.
 constexpr int64_t BUNDLE = 16;
+// Spans whose sums a thread keeps until those before are there, so that it need not wait for a slower one; fewer, where they would
+// take more than so many floats.
+constexpr int64_t MOST_KEPT = 4, KEPT_FLOATS = 1 << 18;
+
+// The sums of spans that a thread has attended to and not yet added, the oldest first. One span's take `floats`.
+struct Kept {
+  struct Span {
+    int64_t b, number;
+    Piece piece;
+  };
+  const int64_t floats, room;
+  Span spans[MOST_KEPT];
+  int64_t begin = 0, count = 0;
+
+  explicit Kept(int64_t floats_) : floats(floats_), room(std::clamp<int64_t>(KEPT_FLOATS / floats, 1, MOST_KEPT)) {}
+  Span& oldest() { return spans[begin]; }
+  int64_t place() const { return (begin + count) % room; }  // of the next one
+  void drop_oldest() {
+    begin = (begin + 1) % room;
+    --count;
+  }
+};
 
 struct Angles {};
 struct Queries {};
@@ -148,8 +170,9 @@ class Decode {
       };
       queries.run(enter, thread);
       queries.wait();
-      attention.run([&](int64_t i) { attend(i / spans, i % spans); });
-      attention.wait();
+      Kept kept(rows_ * (width_ + 4));
+      attention.run([&](int64_t i) { attend(i / spans, i % spans, kept); });
+      while (kept.count > 0) add_oldest(kept);
       results.run([&](int64_t i) { take_out(i / call_.heads, i % call_.heads); }, thread);
     });
     return std::move(out_);
@@ -232,11 +255,20 @@ class Decode {
     return bytes;
   }
 
-  void attend(int64_t b, int64_t span) {
+  // Tokens of the cache that a sequence sees.
+  int64_t used(int64_t b) const {
     const int64_t* mine = positions_.data() + b * call_.tokens;
-    const int64_t begin = span_begin(span), used = *std::max_element(mine, mine + call_.tokens) + 1, rows = rows_;
+    return *std::max_element(mine, mine + call_.tokens) + 1;
+  }
+
+  void attend(int64_t b, int64_t span, Kept& kept) {
+    const int64_t* mine = positions_.data() + b * call_.tokens;
+    const int64_t begin = span_begin(span), used = this->used(b), rows = rows_;
     if (begin >= used) return;
-    Piece piece{};
+    if (kept.count == kept.room) add_oldest(kept);
+    Kept::Span& here = kept.spans[kept.place()];
+    here = {b, span, {}};
+    Piece& piece = here.piece;
     piece.cache = &caches_[b];
     piece.latent = call_.latent;
     piece.rope = call_.rope;
@@ -246,8 +278,8 @@ class Decode {
     piece.queries = query(b, 0);
     piece.packed = packed(b);
     const int64_t scored = (rows + TILE_GROUP - 1) / TILE_GROUP * TILE_GROUP;
-    piece.scores = scratch<Partial>(scored * CHUNK + rows * (width_ + 4));
-    piece.context = piece.scores + scored * CHUNK;
+    piece.scores = scratch<Partial>(scored * CHUNK + kept.room * kept.floats);
+    piece.context = piece.scores + scored * CHUNK + kept.place() * kept.floats;
     piece.most = piece.context + rows * width_;
     piece.total = piece.most + rows;
     piece.keep = piece.total + rows;
@@ -265,16 +297,30 @@ class Decode {
         visible[row] = row < call_.rows() ? static_cast<int32_t>(mine[row / call_.heads] + 1 - first) : 0;
       k_.attend(piece);
     }
+    ++kept.count;
+    while (kept.count > 0 && turn(kept.oldest().b, 0).load(std::memory_order_acquire) == kept.oldest().number) add_oldest(kept);
+  }
+
+  std::atomic<int64_t>& turn(int64_t b, int64_t bundle) const { return turns_[b * bundles_ + bundle]; }
+
+  void add_oldest(Kept& kept) {
+    const auto& [b, span, piece] = kept.oldest();
     for (int64_t bundle = 0; bundle < bundles_; ++bundle) {
-      std::atomic<int64_t>& turn = turns_[b * bundles_ + bundle];
-      dsv3rt::spin_until([&] { return turn.load(std::memory_order_acquire) == span; });
-      k_.merge(piece, bundle * BUNDLE, std::min((bundle + 1) * BUNDLE, rows), most_ + b * rows, total_ + b * rows,
-               contexts_ + b * rows * width_);
-      turn.store(span + 1, std::memory_order_release);
+      std::atomic<int64_t>& next = turn(b, bundle);
+      dsv3rt::spin_until([&] { return next.load(std::memory_order_acquire) == span; });
+      k_.merge(piece, bundle * BUNDLE, std::min((bundle + 1) * BUNDLE, rows_), most_ + b * rows_, total_ + b * rows_,
+               contexts_ + b * rows_ * width_);
+      next.store(span + 1, std::memory_order_release);
     }
+    kept.drop_oldest();
   }
 
   void take_out(int64_t b, int64_t head) {
+    const int64_t spans = spans_of(used(b));
+    for (int64_t t = 0; t < call_.tokens; ++t) {  // its rows' sums are whole when every span has been added
+      const std::atomic<int64_t>& next = turn(b, (t * call_.heads + head) / BUNDLE);
+      dsv3rt::spin_until([&] { return next.load(std::memory_order_acquire) == spans; });
+    }
     float* values = scratch<Rows>(call_.tokens * call_.latent);
     for (int64_t t = 0; t < call_.tokens; ++t) {
       const int64_t row = t * call_.heads + head;

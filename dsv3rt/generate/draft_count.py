@@ -190,7 +190,9 @@ class AutoCount:
         yield from [0] * LOOK_STEPS  # what not drafting costs: everything is compared with it
         self.best = 0
         for count in range(1, self.limit + 1):
-            yield from [count] * (LOOK_STEPS + 1)
+            yield from [count] * LOOK_STEPS
+            if self.rate(count) >= HOPELESS * self.rate(0):  # else one less tells enough
+                yield count
             self._decide()
             if self.best < count:
                 break

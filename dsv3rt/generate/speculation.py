@@ -139,21 +139,31 @@ class Speculator:
         yield [Settled(newest, logits_V[None], 0)]
         while True:
             started = time.perf_counter()
-            wanted = min(counter.choose(), self._room())
+            wanted = counter.choose()
+            if not (wanted or drafts.token_ids):  # little more than `plain_steps`: where no draft pays, all are
+                logits_TV, hidden_TD = sequence.extend([newest])
+                newest = sampler.next_token(logits_TV[0], sequence.token_ids)
+                session.observe([newest], hidden_TD, sequence.computed - 1)
+                self._note(counter, 0, 0, time.perf_counter() - started, True)
+                yield [Settled(newest, logits_TV, 0)]
+                continue
+            wanted = min(wanted, self._room())
             room = max(0, sequence.capacity - sequence.computed - 1)
             if room < len(drafts.token_ids):
                 drafts = _cut(drafts, room)
             drafted = len(drafts.token_ids)
             settled, following, logits_TV = self._step(newest, drafts, wanted, sampler, rule)
             steady = drafted == wanted == len(following.token_ids)
-            seconds = time.perf_counter() - started
-            accepted = len(settled) - 1
-            self.record.add(drafted, accepted, seconds)
-            if steady and counter is not self._auto:  # which notes them itself
-                self.costs.record(drafted, seconds)
-            counter.record(drafted, accepted, seconds if steady else None)
+            self._note(counter, drafted, len(settled) - 1, time.perf_counter() - started, steady)
             newest, drafts = settled[-1], following
             yield [Settled(token, logits_TV, i) for i, token in enumerate(settled)]
+
+    def _note(self, counter: Counter, drafted: int, accepted: int, seconds: float, steady: bool) -> None:
+        """A step has ended. `steady`: as many are drafted for the next one, so that its time is that of a count."""
+        self.record.add(drafted, accepted, seconds)
+        if steady and counter is not self._auto:  # which notes them itself
+            self.costs.record(drafted, seconds)
+        counter.record(drafted, accepted, seconds if steady else None)
 
     def _room(self) -> int:
         """How many tokens may be drafted so that all of them still fit the context."""
@@ -164,11 +174,6 @@ class Speculator:
     ) -> tuple[list[int], Drafts, Tensor]:
         """Verify, accept, observe and draft again: (settled tokens, `wanted` drafts, logits [T, V])."""
         sequence, session, start = self.sequence, self.session, self.sequence.computed
-        if not (wanted or drafts.token_ids):  # as `plain_steps`, and little more: where drafts do not pay, every step
-            logits_TV, hidden_TD = sequence.extend([newest])
-            token = sampler.next_token(logits_TV[0], sequence.token_ids)
-            session.observe([token], hidden_TD, start)
-            return [token], NO_DRAFTS, logits_TV
         penalised = sampler.params.repetition_penalty != 1
         logits_TV, hidden_TD = sequence.extend([newest, *drafts.token_ids], last=None)
         if wanted and not penalised and self._accepting is not None:

@@ -67,7 +67,7 @@ def test_decode(benchmark: Any, layer: Layer, tokens: int) -> None:
         for _ in range(CALLS):
             layer(x, weights, rounds[next(numbers)])
 
-    benchmark.pedantic(run, rounds=25, warmup_rounds=3)
+    benchmark.pedantic(run, rounds=100, warmup_rounds=20)
     distinct = sum(len(ids.unique()) for ids in rounds) / len(rounds)
     visits = CALLS * distinct * 3
     report_bytes(benchmark, int(visits * layer.matrix_bytes), int(visits * layer.read_bytes))

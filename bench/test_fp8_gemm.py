@@ -49,7 +49,7 @@ def product(request: pytest.FixtureRequest) -> Callable[[Tensor, int], Tensor]:
 @pytest.mark.parametrize("tokens", [1, 2, 4, 8, 16])
 def test_decode(benchmark: Any, product: Any, tokens: int) -> None:
     x, numbers = torch.randn(tokens, COLUMNS), itertools.count(0, 7)
-    benchmark.pedantic(lambda: [product(x, next(numbers)) for _ in range(CALLS)], rounds=25, warmup_rounds=3)
+    benchmark.pedantic(lambda: [product(x, next(numbers)) for _ in range(CALLS)], rounds=100, warmup_rounds=20)
     report_bytes(benchmark, CALLS * product.bytes, CALLS * product.read_bytes)
 
 

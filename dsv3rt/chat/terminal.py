@@ -311,8 +311,8 @@ class Terminal:
             text = _CONTROL.sub("\ufffd", text)
             if not self.out.is_dumb_terminal:
                 text = self._wrap.feed(text, self.out.width)
-            if dim and not self.out.is_dumb_terminal:
-                text = f"\x1b[2m{text}\x1b[0m"
+                if dim:
+                    text = f"\x1b[2m{text}\x1b[0m"
         self.out.file.write(text)
         self.out.file.flush()
 

@@ -11,7 +11,8 @@ NARROW = 20
 
 class WordWrap:
     """Turns text, as it comes, into what to write. A word that turns out not to fit is taken back from the end of its
-    line and begins the next one. Code between fences, and words longer than a line, are left to the terminal."""
+    line and begins the next one; beside characters of two columns (Chinese, Japanese, Korean) a line may end anywhere.
+    Code between fences, and words longer than a line, are left to the terminal."""
 
     def __init__(self) -> None:
         self._column = 0
@@ -35,11 +36,14 @@ class WordWrap:
         full = self._column + size > room
         if self._code or room < NARROW or not full:
             self._column += size
-            self._word = "" if character.isspace() else self._word + character
+            self._word = "" if character.isspace() or size == 2 else self._word + character
             return character
         if character.isspace():
             self._column, self._word = 0, ""
             return "\n"
+        if size == 2:
+            self._column, self._word = size, ""
+            return f"\n{character}"
         taken = cell_len(self._word)
         if taken + size > room or taken == self._column:
             self._column, self._word = size, self._word + character

@@ -139,7 +139,8 @@ class Speculator:
         yield [Settled(newest, logits_V[None], 0)]
         while True:
             started = time.perf_counter()
-            wanted = counter.choose()
+            if wanted := counter.choose():
+                wanted = min(wanted, self._room())
             if not (wanted or drafts.token_ids):  # little more than `plain_steps`: where no draft pays, all are
                 logits_TV, hidden_TD = sequence.extend([newest])
                 newest = sampler.next_token(logits_TV[0], sequence.token_ids)
@@ -147,7 +148,6 @@ class Speculator:
                 self._note(counter, 0, 0, time.perf_counter() - started, True)
                 yield [Settled(newest, logits_TV, 0)]
                 continue
-            wanted = min(wanted, self._room())
             room = max(0, sequence.capacity - sequence.computed - 1)
             if room < len(drafts.token_ids):
                 drafts = _cut(drafts, room)

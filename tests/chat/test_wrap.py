@@ -72,5 +72,14 @@ def test_wide_characters_take_two_columns() -> None:
     assert wrapped("一二三四五 " * 3, 24)[0] == "一二三四五 一二三四五 "
 
 
+def test_text_without_spaces_fills_its_lines() -> None:
+    assert wrapped("答案：" + "一二三四五" * 6, 25) == [
+        "答案：" + "一二三四五一二三四",
+        "五一二三四五一二三四五一",
+        "二三四五一二三四五",
+    ]
+    assert wrapped("see 一二三四五六七八九十", 22) == ["see 一二三四五六七八", "九十"]
+
+
 def test_a_narrow_terminal_does_it_itself() -> None:
     assert wrapped("The fox jumped over", 10) == ["The fox jumped over"]

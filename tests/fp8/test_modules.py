@@ -29,6 +29,7 @@ STORAGE = Storage(torch.float32)
 D, F_, E, K = 200, 140, 9, 3
 NARROW, WIDE = (D, F_), (520, 640)  # with tiles, few tokens are computed by them from 512 columns on
 FORMATS = ("fp8", "bfloat16", "float16", "float32")
+both_sizes = pytest.mark.parametrize("size", [NARROW, WIDE], ids=["narrow", "wide"])
 
 
 def stored_matrix(name: str, rows: int, columns: int, kind: str) -> dict[str, Tensor]:
@@ -94,7 +95,7 @@ def mixture(tensors: Mapping[str, Tensor], x: Tensor, weights: Tensor, ids: Tens
 # ---- computing
 
 
-@pytest.mark.parametrize("size", [NARROW, WIDE], ids=["narrow", "wide"])
+@both_sizes
 @pytest.mark.parametrize("kind", FORMATS)
 def test_experts_match_float64(variant: str, kind: str, size: tuple[int, int]) -> None:
     module, tensors = loaded_experts(kind, size)
@@ -104,7 +105,7 @@ def test_experts_match_float64(variant: str, kind: str, size: tuple[int, int]) -
         assert relative_error(module(x, weights, ids), mixture(tensors, x, weights, ids)) < 2e-6
 
 
-@pytest.mark.parametrize("size", [NARROW, WIDE], ids=["narrow", "wide"])
+@both_sizes
 @pytest.mark.parametrize("kind", FORMATS)
 def test_ffn_matches_float64(variant: str, kind: str, size: tuple[int, int]) -> None:
     module, tensors = loaded_ffn(kind, size)
@@ -113,7 +114,7 @@ def test_ffn_matches_float64(variant: str, kind: str, size: tuple[int, int]) -> 
         assert relative_error(module(x), network(tensors, "mlp", x)) < 2e-6
 
 
-@pytest.mark.parametrize("size", [NARROW, WIDE], ids=["narrow", "wide"])
+@both_sizes
 @pytest.mark.parametrize("kind", ["fp8", "bfloat16"])
 def test_a_token_does_not_depend_on_its_company(variant: str, kind: str, size: tuple[int, int]) -> None:
     experts, ffn = loaded_experts(kind, size)[0], loaded_ffn(kind, size)[0]

@@ -39,7 +39,6 @@ static void pack_pairs(const float* queries, int64_t step, int64_t rows, int64_t
   }
 }
 
-
 // The sums of 16 vectors, each in the same order of additions.
 static inline __m512 sum16(const V* v) {
   __m512 quarters[4], halves[2];
